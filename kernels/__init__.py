@@ -1,0 +1,1 @@
+"""Triton kernels, one file an op. Imported only when an operator runs on a GPU (or under Triton's interpreter)."""

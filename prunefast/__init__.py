@@ -1,0 +1,88 @@
+"""prunefast: data-efficient training of diffusion models.
+
+Score a data set with a surrogate encoder, keep the coreset worth training on, and train a UNet or DiT on exactly those
+images, streamed by index from where they lie.
+
+    import prunefast as pf
+
+    data = pf.open_dataset("cifar10/train")
+    features = pf.embed(data, encoder="pixels")
+    scores = pf.score(features, data.labels, method="gaussian", per_class=True)
+    coreset = pf.select(data, scores=scores, keep=0.3, per_class=True)
+    loader = pf.CoresetLoader(data, coreset, batch_size=128)
+
+Names are imported when they are first used, so that ``import prunefast`` costs no more than its native module.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+try:
+    from prunefast import _native
+except ImportError as error:
+    raise ImportError(
+        "prunefast's native module is missing: this is a source tree that was not built. "
+        "Install it (pip install -e .) or leave the source folder so that the installed package is imported. "
+        f"[{error}]"
+    ) from None
+
+__version__ = "0.1.0"
+
+_ABI = 1
+if _native.abi_version() != _ABI:
+    raise ImportError(
+        f"prunefast's native module has interface {_native.abi_version()}, the Python code expects {_ABI}: "
+        "an old build is in the way; run pip install again."
+    )
+
+# public name -> module that defines it
+_EXPORTS = {
+    "open_dataset": "prunefast.data",
+    "embed": "prunefast.encode",
+    "score": "prunefast.score",
+    "select": "prunefast.select",
+    "Coreset": "prunefast.select",
+    "CoresetLoader": "prunefast.stream",
+    "CoresetSampler": "prunefast.stream",
+    "Batch": "prunefast.stream",
+    "DenoisingLoss": "prunefast.diffusion",
+    "TrainConfig": "prunefast.train",
+    "train": "prunefast.train",
+    "sample": "prunefast.train",
+    "evaluate": "prunefast.evaluate",
+    "report": "prunefast.report",
+    "PrunefastError": "prunefast.errors",
+    "InputError": "prunefast.errors",
+}
+
+_SUBMODULES = ("data", "diffusion", "models", "ops")
+
+__all__ = [*_EXPORTS, *_SUBMODULES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        value = getattr(importlib.import_module(_EXPORTS[name]), name)
+        globals()[name] = value
+        return value
+    if name in _SUBMODULES:
+        return importlib.import_module(f"prunefast.{name}")
+    raise AttributeError(f"module 'prunefast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+if TYPE_CHECKING:
+    from prunefast import data, diffusion, models, ops
+    from prunefast.data import open_dataset
+    from prunefast.diffusion import DenoisingLoss
+    from prunefast.encode import embed
+    from prunefast.errors import InputError, PrunefastError
+    from prunefast.evaluate import evaluate
+    from prunefast.report import report
+    from prunefast.score import score
+    from prunefast.select import Coreset, select
+    from prunefast.stream import Batch, CoresetLoader, CoresetSampler
+    from prunefast.train import TrainConfig, sample, train
