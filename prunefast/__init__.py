@@ -57,7 +57,29 @@ _EXPORTS = {
 
 _SUBMODULES = ("data", "diffusion", "models", "ops")
 
-__all__ = [*_EXPORTS, *_SUBMODULES, "__version__"]
+__all__ = [
+    "Batch",
+    "Coreset",
+    "CoresetLoader",
+    "CoresetSampler",
+    "DenoisingLoss",
+    "InputError",
+    "PrunefastError",
+    "TrainConfig",
+    "__version__",
+    "data",
+    "diffusion",
+    "embed",
+    "evaluate",
+    "models",
+    "open_dataset",
+    "ops",
+    "report",
+    "sample",
+    "score",
+    "select",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

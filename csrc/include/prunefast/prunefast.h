@@ -1,9 +1,122 @@
-#pragma once
+/* The native core of prunefast: a flat C interface that knows nothing of Python or torch.
+ *
+ * Every function takes pointers, int64 sizes and strides (in elements) and memory that the caller allocated, and returns
+ * a status. Inputs are never written to. No exception leaves a function. Results do not depend on `threads`.
+ */
+#ifndef PRUNEFAST_H
+#define PRUNEFAST_H
+
 #include <stdint.h>
+
+#if defined(__GNUC__)
+#define PRUNEFAST_API __attribute__((visibility("default")))
+#else
+#define PRUNEFAST_API
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
-int32_t prunefast_abi_version(void);
+
+typedef enum {
+  PRUNEFAST_OK = 0,
+  PRUNEFAST_BAD_ARGUMENT = 1,  /* a size, stride, dtype or pointer that no caller should pass: a bug in the caller */
+  PRUNEFAST_OUT_OF_MEMORY = 2,
+  PRUNEFAST_OUT_OF_RANGE = 3, /* data that cannot be used: a label without a class, a box outside its image */
+} prunefast_status;
+
+typedef enum {
+  PRUNEFAST_FLOAT32 = 0,
+  PRUNEFAST_BFLOAT16 = 1,
+  PRUNEFAST_FLOAT16 = 2,
+  PRUNEFAST_UINT8 = 3, /* images only: read as x / 127.5 - 1 */
+  PRUNEFAST_FLOAT64 = 4, /* random numbers only */
+} prunefast_dtype;
+
+typedef enum { PRUNEFAST_BASELINE = 0, PRUNEFAST_AVX2 = 1, PRUNEFAST_AVX512 = 2 } prunefast_isa;
+
+typedef enum { PRUNEFAST_WORDS = 0, PRUNEFAST_UNIFORM = 1, PRUNEFAST_NORMAL = 2 } prunefast_random_kind;
+
+PRUNEFAST_API int32_t prunefast_abi_version(void);
+/* What went wrong in this thread's last call that did not return PRUNEFAST_OK; never null. */
+PRUNEFAST_API const char* prunefast_last_error(void);
+
+/* The instruction set in use: the widest one that was compiled in, that processor and system support, and that the
+ * environment variable PRUNEFAST_ISA (baseline, avx2 or avx512; read once) allows. */
+PRUNEFAST_API int32_t prunefast_isa_in_use(void);
+PRUNEFAST_API int32_t prunefast_isa_available(int32_t isa);
+PRUNEFAST_API const char* prunefast_isa_name(int32_t isa); /* null: no such set */
+PRUNEFAST_API int32_t prunefast_has_openmp(void);
+/* Threads that a call asking for `threads` gets: 1 without OpenMP, and 1 in a process forked after the core was loaded. */
+PRUNEFAST_API int32_t prunefast_threads(int32_t threads);
+
+/* Philox-4x32-10; docs/ops/philox.md. out: contiguous [samples, elements], uint32 for words, float32 or float64 for uniforms,
+ * any float for normals. Sample i's counter is (element / 4, stream, low and high word of position[i]). */
+PRUNEFAST_API int32_t prunefast_philox(int32_t kind, void* out, int32_t dtype, int64_t samples, int64_t elements,
+                                       uint64_t seed, uint32_t stream, const int64_t* position, int32_t threads);
+
+typedef struct {
+  const float* x; /* [rows, columns], unit stride within a row */
+  const float* y; /* [others, columns] */
+  int64_t rows, others, columns, x_row_stride, y_row_stride;
+  int64_t k;            /* 1 .. others (- 1 with exclude_self) */
+  int32_t inner;        /* 0: squared Euclidean distance; 1: negated inner product */
+  int32_t certify;      /* 1: widen the candidates until the pick is proven */
+  int32_t exclude_self; /* 1: row i of x is row i of y */
+  int32_t threads;
+  int64_t* index;  /* out, contiguous [rows, k], nearest first, ties to the smallest index */
+  float* distance; /* out, contiguous [rows, k], from direct float64 differences */
+} prunefast_topk_args;
+PRUNEFAST_API int32_t prunefast_topk(const prunefast_topk_args* args);
+
+/* sums[c] += rows of x with label c, added in their order in float64; sums: contiguous [classes, columns], counts: [classes],
+ * both set to zero first. */
+PRUNEFAST_API int32_t prunefast_class_sums(const float* x, int64_t rows, int64_t columns, int64_t x_row_stride,
+                                           const int64_t* labels, int64_t classes, double* sums, int64_t* counts,
+                                           int32_t threads);
+
+/* An operand of the image kernels; data == null: absent. Strides of (sample, channel, row, column). */
+typedef struct {
+  void* data;
+  int64_t stride[4];
+  int32_t dtype;
+} prunefast_image;
+
+/* What add_noise and denoising_loss share. The clean image is mirrored (flip), then cut at (top, left); noise is not. */
+typedef struct {
+  int64_t samples, channels, height, width; /* of the prediction or noisy image */
+  int64_t image_height, image_width;        /* of x0 */
+  prunefast_image x0, noise;
+  uint64_t seed;           /* with `position`, where noise.data is null */
+  const int64_t* position; /* [samples] */
+  const int64_t* corner;   /* [samples, 2] or null */
+  const uint8_t* flip;     /* [samples] or null */
+  int32_t threads;
+} prunefast_image_args;
+
+typedef struct {
+  prunefast_image_args images;
+  prunefast_image pred, gradient; /* gradient: out, (pred - a x0 - b noise) gradient_scale; or absent */
+  const float *a, *b;             /* [samples] */
+  const float* weight;            /* [samples] or null: ones */
+  const float* gradient_scale;    /* [samples], with `gradient` */
+  const int64_t* labels;          /* [samples] or null */
+  const float* reference;         /* [samples] or null: zeros */
+  int64_t classes;
+  float *loss, *per_sample, *class_excess; /* out: [1], [samples], [classes] */
+  int64_t* class_count;                    /* out: [classes] */
+} prunefast_denoising_loss_args;
+PRUNEFAST_API int32_t prunefast_denoising_loss(const prunefast_denoising_loss_args* args);
+
+typedef struct {
+  prunefast_image_args images;
+  const float *alpha, *sigma; /* [samples] */
+  prunefast_image out;        /* [samples, channels + 2 coordinates, height, width] */
+  int32_t coordinates;        /* 1: append the column and row of each pixel, -1 .. 1 over the whole image */
+} prunefast_add_noise_args;
+PRUNEFAST_API int32_t prunefast_add_noise(const prunefast_add_noise_args* args);
+
 #ifdef __cplusplus
 }
+#endif
 #endif

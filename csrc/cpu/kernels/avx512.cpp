@@ -1,0 +1,6 @@
+// Every kernel for the avx512 instruction set; CMakeLists.txt gives this file its flags.
+#include "all.h"
+
+namespace prunefast {
+extern const Kernels kernels_avx512 = PRUNEFAST_KERNELS("avx512");
+}

@@ -1,0 +1,6 @@
+// Every kernel for the baseline instruction set; CMakeLists.txt gives this file its flags.
+#include "all.h"
+
+namespace prunefast {
+extern const Kernels kernels_baseline = PRUNEFAST_KERNELS("baseline");
+}

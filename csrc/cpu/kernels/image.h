@@ -1,0 +1,136 @@
+// The streaming kernels: one pass over prediction, clean image and noise, a tile of each at a time in the first-level cache.
+#pragma once
+
+#include "convert.h"
+#include "philox.h"
+
+namespace prunefast {
+namespace {
+
+struct Tile {
+  alignas(64) float data[kTile + kTilePad];
+};
+
+// Where a run of pixels lies: `element` in the logical order (channel, y, x) of the output, for the random noise.
+struct Run {
+  int64_t channel, y, x, element, count;
+};
+
+inline int64_t at(const prunefast_image& image, int64_t sample, int64_t channel, int64_t y, int64_t x) {
+  return sample * image.stride[0] + channel * image.stride[1] + y * image.stride[2] + x * image.stride[3];
+}
+
+// Calls `body` for runs of at most kTile elements of a chunk. In a flat plan a run is any range of elements, kept in `element`.
+template <typename Body>
+inline void each_run(const ImagePlan& plan, int64_t channels, int64_t begin, int64_t end, Body body) {
+  const int64_t height = plan.images.height, width = plan.images.width;
+  if (plan.layout == Layout::flat) {
+    for (int64_t element = begin; element < end; element += kTile)
+      body(Run{0, 0, 0, element, end - element < kTile ? end - element : kTile});
+    return;
+  }
+  for (int64_t row = begin; row < end; ++row) {
+    const bool pixel = plan.layout == Layout::pixel_major;
+    const int64_t channel = pixel ? row % channels : row / height, y = pixel ? row / channels : row % height;
+    for (int64_t x = 0; x < width; x += kTile)
+      body(Run{channel, y, x, (channel * height + y) * width + x, width - x < kTile ? width - x : kTile});
+  }
+}
+
+inline void load_operand(float* tile, const ImagePlan& plan, const prunefast_image& image, int64_t sample, const Run& run) {
+  if (plan.layout == Layout::flat) return load_tile(tile, &image, sample * image.stride[0] + run.element, 1, run.count);
+  load_tile(tile, &image, at(image, sample, run.channel, run.y, run.x), image.stride[3], run.count);
+}
+
+inline void store_operand(const float* tile, const ImagePlan& plan, const prunefast_image& image, int64_t sample,
+                          const Run& run) {
+  if (plan.layout == Layout::flat) return store_tile(tile, &image, sample * image.stride[0] + run.element, 1, run.count);
+  store_tile(tile, &image, at(image, sample, run.channel, run.y, run.x), image.stride[3], run.count);
+}
+
+// The clean image: mirrored, then cut. A flat plan has neither.
+inline void load_clean(float* tile, const ImagePlan& plan, int64_t sample, const Run& run) {
+  const prunefast_image_args& args = plan.images;
+  if (plan.layout == Layout::flat) return load_operand(tile, plan, args.x0, sample, run);
+  const int64_t top = args.corner ? args.corner[2 * sample] : 0, left = args.corner ? args.corner[2 * sample + 1] : 0;
+  const bool mirrored = args.flip && args.flip[sample];
+  const int64_t x = mirrored ? args.image_width - 1 - (left + run.x) : left + run.x;
+  load_tile(tile, &args.x0, at(args.x0, sample, run.channel, top + run.y, x),
+            mirrored ? -args.x0.stride[3] : args.x0.stride[3], run.count);
+}
+
+// The noise of a run, in `tile` or behind its first few elements: a quad begins where the run may not.
+inline const float* load_noise(float* tile, const ImagePlan& plan, int64_t sample, const Run& run) {
+  const prunefast_image_args& args = plan.images;
+  if (args.noise.data) {
+    load_operand(tile, plan, args.noise, sample, run);
+    return tile;
+  }
+  const int64_t skip = run.element % 4, quads = (skip + run.count + 3) / 4;
+  quad_normals(tile, run.element / 4, quads, PhiloxKey{args.seed, 0, args.position[sample]});
+  return tile + skip;
+}
+
+// Sum of squared differences of a tile in sixteen float lanes of at most 64 terms, folded in float64: the same order everywhere.
+inline double tile_loss(float* pred, const float* clean, const float* noise, int64_t count, float a, float b, float scale) {
+  float lanes[16] = {0};
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) {
+    for (int lane = 0; lane < 16; ++lane) {
+      const float difference = pred[i + lane] - (a * clean[i + lane] + b * noise[i + lane]);
+      lanes[lane] += difference * difference;
+      pred[i + lane] = difference * scale;
+    }
+  }
+  for (int lane = 0; i < count; ++i, ++lane) {
+    const float difference = pred[i] - (a * clean[i] + b * noise[i]);
+    lanes[lane] += difference * difference;
+    pred[i] = difference * scale;
+  }
+  double sum = 0;
+  for (int lane = 0; lane < 16; ++lane) sum += (double)lanes[lane];
+  return sum;
+}
+
+double loss_chunk(const LossPlan* plan, int64_t sample, int64_t begin, int64_t end, float a, float b, float scale) {
+  Tile pred, clean, noise;
+  double sum = 0;
+  each_run(plan->base, plan->base.images.channels, begin, end, [&](const Run& run) {
+    load_operand(pred.data, plan->base, plan->pred, sample, run);
+    load_clean(clean.data, plan->base, sample, run);
+    const float* values = load_noise(noise.data, plan->base, sample, run);
+    sum += tile_loss(pred.data, clean.data, values, run.count, a, b, scale);
+    if (plan->gradient.data) store_operand(pred.data, plan->base, plan->gradient, sample, run);
+  });
+  return sum;
+}
+
+// The coordinate channels: column, then row, of each pixel in the whole (mirrored) image.
+inline void coordinates(float* tile, const ImagePlan& plan, int64_t sample, const Run& run) {
+  const prunefast_image_args& args = plan.images;
+  const bool columns = run.channel == plan.noise_channels;
+  const int64_t size = columns ? args.image_width : args.image_height;
+  const int64_t corner = args.corner ? args.corner[2 * sample + (columns ? 1 : 0)] : 0;
+  const float span = size > 1 ? (float)(size - 1) : 1.0f;
+  for (int64_t i = 0; i < run.count; ++i) {
+    const int64_t place = corner + (columns ? run.x + i : run.y);
+    tile[i] = (float)(2 * place - (size - 1)) / span;
+  }
+}
+
+void noise_chunk(const NoisePlan* plan, int64_t sample, int64_t begin, int64_t end, float alpha, float sigma) {
+  Tile clean, noise;
+  each_run(plan->base, plan->out_channels, begin, end, [&](const Run& run) {
+    if (run.channel >= plan->base.noise_channels) {
+      coordinates(clean.data, plan->base, sample, run);
+    } else {
+      load_clean(clean.data, plan->base, sample, run);
+      const float* values = load_noise(noise.data, plan->base, sample, run);
+      for (int64_t i = 0; i < run.count; ++i) clean.data[i] = alpha * clean.data[i] + sigma * values[i];
+    }
+    store_operand(clean.data, plan->base, plan->out, sample, run);
+  });
+}
+
+}  // namespace
+}  // namespace prunefast

@@ -1,0 +1,83 @@
+// The kernels that are compiled once an instruction set, and what the partitioning code passes to them. Plain data only:
+// nothing here has a body, so nothing compiled with wide instructions can be picked by the linker for everyone.
+#pragma once
+
+#include "prunefast/prunefast.h"
+
+namespace prunefast {
+
+constexpr int64_t kTile = 1024;  // floats of one operand of an image kernel at a time: all operands stay in the first-level cache
+constexpr int64_t kTilePad = 64 + 4;  // room for whole quads before and after a tile
+constexpr int64_t kScoreGroups = 64;  // disjoint groups of columns whose best lower bounds give the first threshold
+
+struct PhiloxKey {
+  uint64_t seed;
+  uint32_t stream;
+  int64_t position;
+};
+
+enum class Layout {
+  flat,         // every operand of a sample is dense in the same order: one run of elements
+  row_major,    // rows (channel, y), x along a row
+  pixel_major,  // rows (y, channel): channels_last touches each cache line once
+};
+
+// An image job: `layout` says what begin and end of a chunk count, elements (flat) or rows.
+struct ImagePlan {
+  prunefast_image_args images;
+  Layout layout;
+  int64_t noise_channels;  // channels of the output that carry noise: all but coordinates
+};
+
+struct LossPlan {
+  ImagePlan base;
+  prunefast_image pred, gradient;
+};
+
+struct NoisePlan {
+  ImagePlan base;
+  prunefast_image out;
+  int64_t out_channels;
+};
+
+// Rows of y packed in panels: `width` columns side by side for each dimension, starting value -|y|^2 / 2.
+struct Panels {
+  const float* values;    // [panels][columns][width]
+  const float* start;     // [panels * width]; -inf in the padding
+  const float* slack;     // [panels * width], error bound = slack * |x| + slack_self
+  const float* slack_self;
+  int64_t columns;
+  int64_t width;
+};
+
+struct Kernels {
+  const char* name;
+  int64_t vector;  // floats in a register
+  // Whole quads, `quads` rounded up to a multiple of `vector` in `out`: words, uniforms or normals.
+  void (*quad_words)(uint32_t* out, int64_t first_quad, int64_t quads, PhiloxKey key);
+  void (*quad_uniforms)(float* out, int64_t first_quad, int64_t quads, PhiloxKey key);
+  void (*quad_normals)(float* out, int64_t first_quad, int64_t quads, PhiloxKey key);
+  void (*store)(const float* tile, const prunefast_image* image, int64_t offset, int64_t stride, int64_t count);
+  double (*loss_chunk)(const LossPlan* plan, int64_t sample, int64_t begin, int64_t end, float a, float b, float scale);
+  void (*noise_chunk)(const NoisePlan* plan, int64_t sample, int64_t begin, int64_t end, float alpha, float sigma);
+
+  // rows x `columns` centred values (row_stride floats apart) against panels [first, last): scores (score_stride apart).
+  void (*scores)(const float* x, int64_t rows, int64_t row_stride, const Panels* panels, int64_t first, int64_t last,
+                 float* out, int64_t score_stride);
+  double (*centre)(const float* x, const float* mean, int64_t columns, float* out);  // out = x - mean; its squared norm
+  void (*best_lower_bounds)(const float* score, const float* slack, const float* slack_self, float norm, int64_t count,
+                            float* groups);  // kScoreGroups maxima, running; count: a multiple of 16
+  int64_t (*collect)(const float* score, const float* slack, const float* slack_self, float norm, int64_t count,
+                     float threshold, int32_t* hits);  // columns whose upper bound reaches the threshold
+  double (*direct_squared)(const float* x, const float* y, int64_t columns);
+  double (*direct_inner)(const float* x, const float* y, int64_t columns);
+  void (*add_row)(double* sum, const float* x, int64_t columns);
+};
+
+extern const Kernels kernels_baseline;
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+
+const Kernels& kernels();  // the chosen set; cpu/features.cpp
+
+}  // namespace prunefast

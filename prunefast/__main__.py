@@ -1,0 +1,5 @@
+import sys
+
+from prunefast.cli import main
+
+sys.exit(main())

@@ -1,0 +1,97 @@
+"""The command line: one file a command, found by name in `COMMANDS` and imported only when it is called."""
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import prunefast
+from prunefast.errors import PrunefastError
+from prunefast.files import explain_os_error
+
+# command -> one line of help, in the order of the work
+COMMANDS = {
+    "run": "the whole chain: embed, score, select, train, sample, evaluate, report",
+    "embed": "open a data set and compute its features",
+    "score": "score every image from the features",
+    "select": "keep a coreset under a budget",
+    "train": "train a diffusion model on exactly the coreset",
+    "sample": "sample images from a checkpoint",
+    "evaluate": "compare samples with a reference: Frechet distance, KID, precision, recall, memorisation",
+    "report": "write the HTML report of a run",
+    "demo": "the whole chain on scikit-learn's digits, four ways side by side",
+    "doctor": "show which backends are live, and why the others are not",
+}
+
+INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        sys.exit(2)
+
+
+def build_parser(command: str | None = None) -> Parser:
+    """The parser of all commands; the arguments of `command` alone are filled in (the others need not be imported)."""
+    parser = Parser(
+        prog="prunefast",
+        description="Data-efficient training of diffusion models: keep the images that matter, train on exactly those.",
+    )
+    parser.add_argument("--version", action="version", version=f"prunefast {prunefast.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    for name, help_line in COMMANDS.items():
+        sub = commands.add_parser(name, help=help_line, description=help_line[0].upper() + help_line[1:] + ".")
+        if name == command:
+            module = importlib.import_module(f"prunefast.cli.{name}")
+            module.add_arguments(sub)
+            sub.add_argument("--json", action="store_true", help="end with one machine-readable line")
+            sub.add_argument("--quiet", action="store_true", help="no progress")
+            sub.add_argument("--debug", action="store_true", help="show tracebacks")
+            sub.set_defaults(call=module.main)
+    return parser
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status (0; 2 for bad input; 1 for a failing machine; 130 interrupted)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command = next((word for word in arguments if not word.startswith("-")), None)
+    options = build_parser(command).parse_args(arguments)
+    warnings.showwarning = lambda message, *_args, **_kwargs: print(f"note: {_one_line(message)}", file=sys.stderr)
+    warnings.simplefilter("default", UserWarning)
+    try:
+        return options.call(options) or 0
+    except PrunefastError as error:
+        status, line = error.exit_status, _one_line(error)
+    except KeyboardInterrupt:
+        status, line = INTERRUPTED, "interrupted; the same command goes on where it stopped"
+        if not options.debug:
+            print(f"prunefast {options.command}: {line}", file=sys.stderr)
+            return status
+    except BrokenPipeError:
+        # the reader of our output left (| head); Python would complain once more when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        explained = explain_os_error(error, Path(error.filename or "the disk"))
+        status, line = getattr(explained, "exit_status", 1), _one_line(explained)
+    except MemoryError:
+        status, line = 1, "out of memory; use a smaller --batch-size or image size"
+    except Exception as error:  # a defect of ours: say so in one line, keep the traceback for --debug
+        status = 1
+        line = f"internal error: {type(error).__name__}: {_one_line(error)} (--debug shows the traceback)"
+    if options.debug:
+        traceback.print_exc()
+    print(f"prunefast {options.command}: error: {line}", file=sys.stderr)
+    return status

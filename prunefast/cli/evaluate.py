@@ -1,0 +1,45 @@
+import argparse
+from pathlib import Path
+
+from prunefast.cli import common
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("samples", metavar="DIR", help="folder of samples (or anything DATA can be)")
+    parser.add_argument("--reference", metavar="DATA", required=True, help="the real images, all of them, or a RUN")
+    parser.add_argument("--coreset", metavar="FILE", help="coreset.parquet of the reference, to measure memorisation")
+    parser.add_argument("--metric", choices=("features", "inception"), default="features", help="default: features")
+    parser.add_argument("-o", "--out", metavar="FILE", help="write metrics.json there")
+    common.add_data_options(parser)
+    common.add_encoder_options(parser)
+    common.add_device(parser)
+
+
+def main(options: argparse.Namespace) -> int:
+    from prunefast.data import open_dataset
+    from prunefast.evaluate import evaluate
+    from prunefast.files import RunFolder
+    from prunefast.select import Coreset
+
+    show = common.show_progress(options)
+    run = RunFolder(options.reference)
+    if run.items.exists():
+        from prunefast.pipeline import open_run
+
+        reference = open_run(run)
+    else:
+        reference = open_dataset(options.reference, progress=show, **common.data_options(options))
+    coreset = Coreset.load(options.coreset, reference) if options.coreset else None
+    chosen = {} if options.metric == "features" else {"metrics": ("inception",)}
+    result = evaluate(
+        Path(options.samples),
+        reference,
+        coreset=coreset,
+        out=options.out,
+        device=common.device(options),
+        progress=show,
+        **chosen,
+        **common.encoder_options(options),
+    )
+    common.say(options, result)
+    return common.finish(options, {"metrics": result.metrics, "protocol": result.protocol})

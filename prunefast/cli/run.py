@@ -1,0 +1,69 @@
+import argparse
+
+from prunefast.cli import common
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="DATA", help="image folder, tar, zip, CIFAR archive or .npy/.npz")
+    common.add_out(parser, "folder of the run; the same command again finishes what is missing")
+    common.add_data_options(parser)
+    common.add_encoder_options(parser)
+    common.add_selection(parser)
+    common.add_training(parser)
+    common.add_sampling(parser)
+    parser.add_argument("--samples", type=int, default=1000, metavar="N", help="images to sample (default: 1000)")
+    common.add_dry_run(parser)
+
+
+def main(options: argparse.Namespace) -> int:
+    from prunefast import pipeline
+    from prunefast.data import open_dataset
+    from prunefast.files import RunFolder
+    from prunefast.select import Coreset
+
+    run = RunFolder(options.out)
+    show = common.show_progress(options)
+    device = common.device(options)
+    budget = common.budget(options)
+    method_options = common.method_options(options)
+    if options.dry_run:
+        data = open_dataset(options.data, progress=show, **common.data_options(options))
+        config = common.training(options, out=str(run.path), data=data)
+        plan = (
+            f"would embed with {options.encoder}, keep {budget} by {options.method}, sample {options.samples:,} images"
+        )
+        common.say(options, f"{common.describe(data)}\n{plan}\n{common.describe_training(config)}")
+        return common.finish(options, {"dry_run": True, "images": len(data), "config": config.to_dict()})
+
+    data = pipeline.open_run(run, options.data, progress=show, **common.data_options(options))
+    common.say(options, common.describe(data))
+    config = common.training(options, out=str(run.path), data=data)  # a wrong key is said now, not after an hour
+    facts = {}
+
+    def done(step: str, outcome: pipeline.Outcome) -> None:
+        common.say(options, f"{step}: {outcome}")
+        facts[step] = outcome.facts | {"repeated": outcome.repeated}
+
+    encoder = common.encoder_options(options)
+    done("embed", pipeline.embed_run(run, data, progress=show, device=device, **encoder))
+    selected = pipeline.select_run(
+        run,
+        data,
+        options.method,
+        per_class=options.per_class,
+        seed=options.select_seed,
+        budget=budget,
+        **method_options,
+    )
+    done("select", selected)
+    coreset = Coreset.load(run.coreset, data)
+    common.say(options, common.describe_training(config))
+    done("train", pipeline.train_run(config, data, coreset, progress=show))
+    sampling = common.sampling(options)
+    done("sample", pipeline.sample_run(run.path, options.samples, progress=show, device=options.device, **sampling))
+    evaluated = pipeline.evaluate_run(
+        run.samples, data, run.metrics, coreset=coreset, progress=show, device=device, **encoder
+    )
+    done("evaluate", evaluated)
+    done("report", pipeline.report_run(run))
+    return common.finish(options, facts)

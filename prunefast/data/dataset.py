@@ -1,0 +1,338 @@
+"""A data set of images: an item table, and the images it points to, by index."""
+
+import copy
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from prunefast.data import decode
+from prunefast.data.cache import digest
+from prunefast.data.storage import Storage
+from prunefast.data.table import FIX, SCHEMA, Keys, TableInfo, save_table, storage_of_table, worker_count
+from prunefast.errors import InputError, InputTypeError
+
+_MIN_TASK = 32  # images a decoding task has at least: below, handing it over costs as much as the work
+_BATCHES_AHEAD = 2  # decoded while the caller works on one
+
+
+class ImageDataset:
+    """Images by index, from a file or folder (`open_dataset`) or from memory (`from_arrays`).
+
+    Reading touches the bytes of the items asked for and nothing else. Safe in threads, after a fork, and picklable.
+
+    path         where it was opened, absolute; "" in memory
+    split        "train", "test", ... or "all"
+    labels       int64 [N], indices into `classes`; None where there are no classes
+    classes      names of the classes, [] where there are none
+    keys         N names, unique: the path below the data set's top folder
+    widths, heights   int32 [N], pixels
+    image_size   side R of the squares that `images` gives: asked for, else the size that all images share, else None
+    fingerprint  hex digest of what the items are (not of where they lie): a coreset belongs to one fingerprint
+    skipped      [(key, reason)] of what on_error="skip" left out
+    table        pyarrow.Table: key, label, container, offset, length, width, height, expanded
+    notices      lines worth telling a person, such as where an expanded copy lies
+    """
+
+    def __init__(
+        self,
+        table: pa.Table,
+        info: TableInfo,
+        *,
+        image_size: int | None = None,
+        pixels: np.ndarray | None = None,
+        notices: Sequence[str] = (),
+    ):
+        self.table = table
+        self.keys = Keys(table["key"])
+        self.labels: np.ndarray | None = table["label"].to_numpy().astype(np.int64) if info.labelled else None
+        self.widths: np.ndarray = table["width"].to_numpy()
+        self.heights: np.ndarray = table["height"].to_numpy()
+        self.notices = list(notices)
+        self._info = info
+        self._pixels = pixels  # uint8 [N, H, W, 3] of a data set in memory
+        self._storage: Storage = storage_of_table(table, info, self.keys)
+        if image_size is None and len(table) and _all_equal(self.widths) and _all_equal(self.heights):
+            image_size = int(self.widths[0]) if self.widths[0] == self.heights[0] else None
+        self.image_size = image_size
+
+    @property
+    def path(self) -> str:
+        return self._info.path
+
+    @property
+    def split(self) -> str:
+        return self._info.split
+
+    @property
+    def classes(self) -> list[str]:
+        return self._info.classes
+
+    @property
+    def fingerprint(self) -> str:
+        return self._info.fingerprint
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        return self._info.skipped
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __repr__(self) -> str:
+        size = f"{self.image_size} px" if self.image_size else "sizes differ"
+        classes = f", {len(self.classes)} classes" if self.classes else ""
+        return f"ImageDataset({self.path or 'in memory'!r}, split={self.split!r}, {len(self):,} images, {size}{classes})"
+
+    def with_image_size(self, side: int | None) -> "ImageDataset":
+        """The same items (and fingerprint), given by `images` as side x side squares."""
+        other = copy.copy(self)
+        other.image_size = check_image_size(side)
+        return other
+
+    def read(self, index: int) -> bytes:
+        """The bytes of one item's file as they lie (raw rows for array files). InputError for a data set in memory."""
+        item = int(self._checked(np.array([_as_int(index)]))[0])
+        if self._pixels is not None:
+            raise InputError("read: this data set was made from arrays in memory and has no files; use image()")
+        return self._storage.read(item)
+
+    def image(self, index: int) -> np.ndarray:
+        """One image as it is stored: uint8 [H, W, 3]."""
+        item = int(self._checked(np.array([_as_int(index)]))[0])
+        if self._pixels is not None:
+            return self._pixels[item].copy()
+        if self._info.layout != "encoded":
+            return self._raw(np.array([item]))[0]
+        try:
+            return decode.decode(self._storage.read(item))
+        except ValueError as error:
+            raise self._explain(item, error) from None
+
+    def images(self, indices: Any) -> np.ndarray:
+        """Images as squares: uint8 [n, R, R, 3], RGB, C order.
+
+        Centre crop to a square, then to R = image_size: box filter down, bicubic up; untouched where it is R x R already.
+        Raises InputError for an index out of range, no common size, or a broken image.
+        """
+        side = self._side()
+        items = self._checked(as_indices(indices))
+        out = np.empty((len(items), side, side, 3), dtype=np.uint8)
+        self._fill(items, out)
+        return out
+
+    def batches(
+        self, indices: Any = None, batch_size: int = 256, threads: int | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (indices int64 [n], images uint8 [n, R, R, 3]) in order, decoded ahead in worker threads.
+
+        indices: what to go through, default everything. threads: default one a processor.
+        """
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"batch_size={batch_size!r}: give a whole number of at least 1")
+        items = np.arange(len(self)) if indices is None else self._checked(as_indices(indices))
+        parts = (items[start : start + batch_size] for start in range(0, len(items), batch_size))
+        return self.decode_ahead(parts, threads)
+
+    def decode_ahead(
+        self, parts: Iterator[np.ndarray], threads: int | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Like `batches` for index arrays of any order and size, which may go on for ever."""
+        side = self._side()
+        return self._decode_ahead(parts, side, worker_count(threads))
+
+    def _decode_ahead(
+        self, parts: Iterator[np.ndarray], side: int, threads: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="prunefast-decode")
+        waiting: deque[tuple[np.ndarray, np.ndarray, list[Future[None]]]] = deque()
+
+        def submit(items: np.ndarray) -> None:
+            out = np.empty((len(items), side, side, 3), dtype=np.uint8)
+            step = max(_MIN_TASK, -(-len(items) // threads))
+            tasks = [pool.submit(self._fill, items[k : k + step], out[k : k + step]) for k in range(0, len(items), step)]
+            waiting.append((items, out, tasks))
+
+        try:
+            for items in parts:
+                submit(self._checked(items))
+                if len(waiting) > _BATCHES_AHEAD:
+                    yield _finished(*waiting.popleft())
+            while waiting:
+                yield _finished(*waiting.popleft())
+        finally:  # also when the caller breaks off, is interrupted, or drops the iterator
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def save_items(self, path: str | os.PathLike[str]) -> None:
+        """Write the item table, with what `open_run_dataset` needs to open this data set again."""
+        save_table(path, self.table, replace(self._info, image_size=self.image_size))
+
+    def _side(self) -> int:
+        if self.image_size is None:
+            raise InputError(
+                f"image_size: the images of {self.path or 'this data set'} have different shapes; give image_size= (pixels) to get squares"
+            )
+        return self.image_size
+
+    def _checked(self, items: np.ndarray) -> np.ndarray:
+        if len(items) and (items.min() < 0 or items.max() >= len(self)):
+            bad = items[(items < 0) | (items >= len(self))][0]
+            raise InputError(f"indices: {bad} is not in 0..{len(self) - 1}, the items of this data set")
+        return items
+
+    def _fill(self, items: np.ndarray, out: np.ndarray) -> None:
+        """Images of `items` into `out`, in one thread."""
+        side = out.shape[1]
+        if self._pixels is not None or self._info.layout != "encoded":
+            raw = self._pixels[items] if self._pixels is not None else self._raw(items)
+            if raw.shape[1:] == out.shape[1:]:
+                out[...] = raw
+            else:
+                for number, image in enumerate(raw):
+                    out[number] = decode.fit_square(image, side)
+            return
+        bad = decode.decode_squares(self._storage.read_many(items), out)
+        if bad is not None:
+            number, reason = bad
+            raise self._explain(int(items[number]), ValueError(reason))
+
+    def _raw(self, items: np.ndarray) -> np.ndarray:
+        """Rows of raw pixels as uint8 [n, H, W, 3]."""
+        height, width, channels = int(self.heights[0]), int(self.widths[0]), self._info.channels
+        rows = np.empty((len(items), height * width * channels), dtype=np.uint8)
+        self._storage.read_rows(items, rows)
+        if self._info.layout == "chw":
+            return np.ascontiguousarray(rows.reshape(-1, channels, height, width).transpose(0, 2, 3, 1))
+        images = rows.reshape(-1, height, width, channels)
+        return images if channels == 3 else np.repeat(images, 3, axis=3)
+
+    def _explain(self, item: int, error: ValueError) -> InputError:
+        if isinstance(error, InputError):
+            return error
+        return InputError(f"{self._storage.describe(item)}: {error}; {FIX}")
+
+
+def _finished(items: np.ndarray, out: np.ndarray, tasks: list["Future[None]"]) -> tuple[np.ndarray, np.ndarray]:
+    for task in tasks:
+        task.result()
+    return items, out
+
+
+def _all_equal(values: np.ndarray) -> bool:
+    return bool((values == values[0]).all())
+
+
+def _as_int(index: Any) -> int:
+    try:
+        return index.__index__()
+    except AttributeError:
+        raise InputTypeError(f"index: {type(index).__name__} is no whole number") from None
+
+
+def as_indices(indices: Any) -> np.ndarray:
+    """int64 [n] of a list, range, array or tensor of whole numbers."""
+    array = np.asarray(indices)
+    if array.size == 0:
+        return np.zeros(0, dtype=np.int64)
+    if array.ndim != 1:
+        raise InputError(f"indices: of shape {array.shape}; give one dimension")
+    if array.dtype.kind not in "iu":
+        raise InputTypeError(f"indices: of type {array.dtype}; give whole numbers (np.flatnonzero of a mask)")
+    return array.astype(np.int64)
+
+
+def check_image_size(side: int | None) -> int | None:
+    if side is not None and (isinstance(side, bool) or not isinstance(side, int | np.integer) or not 1 <= side <= 8192):
+        raise InputError(f"image_size={side!r}: give a whole number of pixels from 1 to 8192, or leave it out")
+    return None if side is None else int(side)
+
+
+def from_arrays(
+    images: Any,
+    labels: Any = None,
+    classes: Sequence[str] | None = None,
+    keys: Sequence[str] | None = None,
+    image_size: int | None = None,
+) -> ImageDataset:
+    """A data set of images in memory.
+
+    images: uint8 [N, H, W, 3] or [N, H, W] (grey), NumPy or torch; not copied where it is [N, H, W, 3] in C order.
+    labels: whole numbers [N] from 0 on. classes: their names, default "0", "1", ... keys: N different names, default the numbers.
+    The fingerprint is a hash of the content. Raises InputError or InputTypeError naming the argument.
+    """
+    pixels = np.asarray(images)
+    if pixels.dtype != np.uint8:
+        raise InputTypeError(f"images: of type {pixels.dtype}; give uint8 (for floats in 0..1: (x * 255).round().astype('uint8'))")
+    if pixels.ndim == 3:
+        pixels = np.repeat(pixels[:, :, :, None], 3, axis=3)
+    elif pixels.ndim == 4 and pixels.shape[3] == 1:
+        pixels = np.repeat(pixels, 3, axis=3)
+    if pixels.ndim != 4 or pixels.shape[3] != 3:
+        raise InputError(f"images: of shape {pixels.shape}; give [N, H, W, 3] or [N, H, W] (channels last)")
+    if 0 in pixels.shape:
+        raise InputError(f"images: of shape {pixels.shape}: there is nothing in it")
+    pixels = np.ascontiguousarray(pixels)
+    count, height, width, _ = pixels.shape
+    label_column, names = check_labels(labels, classes, count, "labels")
+    if keys is None:
+        digits = len(str(count - 1))
+        keys = [f"{k:0{digits}}" for k in range(count)]
+    else:
+        keys = [str(key) for key in keys]
+        if len(keys) != count:
+            raise InputError(f"keys: {len(keys):,} for {count:,} images; give one an image")
+        if len(set(keys)) != count:
+            raise InputError("keys: some are there twice; give every image a name of its own")
+    fingerprint = digest("prunefast-arrays", str(pixels.shape), pixels.data.cast("B"), "\0".join(keys), "\0".join(names))
+    if label_column is not None:
+        fingerprint = digest(fingerprint, label_column.tobytes())
+    table = pa.Table.from_arrays(
+        [
+            pa.array(keys, pa.string()),
+            pa.nulls(count, pa.int64()) if label_column is None else pa.array(label_column),
+            pa.DictionaryArray.from_arrays(pa.nulls(count, pa.int32()), pa.array([], pa.string())),
+            pa.array(np.arange(count, dtype=np.int64) * (height * width * 3)),
+            pa.array(np.full(count, height * width * 3, dtype=np.int64)),
+            pa.array(np.full(count, width, dtype=np.int32)),
+            pa.array(np.full(count, height, dtype=np.int32)),
+            pa.nulls(count, pa.int64()),
+        ],
+        schema=SCHEMA,
+    )
+    info = TableInfo(path="", root="", split="all", classes=names, fingerprint=fingerprint, layout="hwc", labelled=label_column is not None)
+    return ImageDataset(table, info, image_size=check_image_size(image_size), pixels=pixels)
+
+
+def check_labels(
+    labels: Any, classes: Sequence[str] | None, count: int, what: str
+) -> tuple[np.ndarray | None, list[str]]:
+    """Labels as int64 [count] with the names of their classes, or (None, [])."""
+    if labels is None:
+        if classes:
+            raise InputError("classes: given without labels")
+        return None, []
+    column = np.asarray(labels)
+    if column.dtype.kind not in "iu":
+        raise InputTypeError(f"{what}: of type {column.dtype}; give whole numbers from 0 on")
+    if column.ndim == 2 and column.shape[1] == 1:
+        column = column[:, 0]
+    if column.shape != (count,):
+        raise InputError(f"{what}: of shape {column.shape} for {count:,} images; give one label an image")
+    column = column.astype(np.int64)
+    if column.min() < 0:
+        raise InputError(f"{what}: {column.min()} at item {int(column.argmin())}; labels are whole numbers from 0 on")
+    names = [str(name) for name in classes] if classes is not None else None
+    if names is None:
+        if column.max() >= max(1 << 16, count):
+            raise InputError(f"{what}: go up to {column.max():,}; number the classes from 0 on without gaps")
+        names = [str(k) for k in range(int(column.max()) + 1)]
+    if column.max() >= len(names):
+        raise InputError(f"{what}: {column.max()} at item {int(column.argmax())}, but there are {len(names)} classes")
+    if len(set(names)) != len(names):
+        raise InputError("classes: a name is there twice")
+    return column, names

@@ -1,0 +1,172 @@
+"""Opening a data set: which format lies at a path, and its item table, from the cache or built."""
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from prunefast.data import arrays, cifar, expand, tar
+from prunefast.data import zip as zip_format
+from prunefast.data.cache import CacheEntry, digest, file_signature
+from prunefast.data.dataset import ImageDataset, check_image_size
+from prunefast.data.folder import list_folder
+from prunefast.data.listing import Listing
+from prunefast.data.storage import explain_read_error, open_for_reading, read_exactly
+from prunefast.data.table import build_table, load_cached, load_table, save_table
+from prunefast.errors import InputError
+
+FORMATS = "an image folder, a tar (.gz, .xz, .bz2) or zip of images, CIFAR batches, or uint8 arrays (.npy, .npz)"
+
+
+@dataclass
+class _Source:
+    """A recognised source: a name for its state that is cheap to get, and its listing, which may not be."""
+
+    signature: str
+    listing: Callable[[], Listing]
+
+
+def open_dataset(
+    path: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    image_size: int | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> ImageDataset:
+    """Open images at `path`: a folder, a tar or zip, CIFAR batches, or arrays; told apart by content, not by name.
+
+    split       "train", "test", ...: of a source whose top level is such folders (or a CIFAR archive); "all" takes everything;
+                None: "train" where there is one. The name is in `.split`.
+    image_size  side R of the squares that `images` gives, pixels; None: the size all images share, if they do
+    on_error    "raise": the first image with a broken header is an InputError, and so is one whose body proves broken when it is read.
+                "skip": every image is decoded in full at the first opening, and those that fail are left out, into `.skipped`.
+    cache_dir   for item tables and expanded archives; default $PRUNEFAST_CACHE, else $XDG_CACHE_HOME/prunefast, else ~/.cache/prunefast
+    progress    show it on standard error
+
+    The first opening reads every image's header and keeps the item table in the cache; later ones check that nothing changed.
+    Raises InputError naming the file and the fix.
+    """
+    if on_error not in ("raise", "skip"):
+        raise InputError(f"on_error={on_error!r}: choose 'raise' or 'skip'")
+    if split is not None and (not isinstance(split, str) or not split):
+        raise InputError(f"split={split!r}: give the name of a split, 'all', or leave it out")
+    side = check_image_size(image_size)
+    place = _absolute(path)
+    entry = CacheEntry(place, cache_dir)
+    source = _recognise(place, split, entry, progress)
+    signature = digest(source.signature, split or "", on_error)
+    table_path = entry.folder / f"items-{digest(split or '')[:8]}-{on_error}.parquet"
+    found = load_cached(table_path, signature)
+    if found is None:
+        found = build_table(
+            place, source.listing(), split=split, on_error=on_error, signature=signature, progress=progress
+        )
+        try:
+            with entry.locked():
+                save_table(table_path, *found)
+        except (InputError, OSError) as error:
+            warnings.warn(f"the item table is not kept, every opening will take as long: {error}", stacklevel=2)
+    table, info = found
+    notices = [
+        f"{place}: read from its expanded copy {file} ({size / 1e6:,.1f} MB)"
+        for file, size, _ in info.containers
+        if os.path.dirname(file) == str(entry.folder)
+    ]
+    return ImageDataset(table, info, image_size=side, notices=notices)
+
+
+def open_run_dataset(items_parquet: str | os.PathLike[str]) -> ImageDataset:
+    """Open again the data set that `ImageDataset.save_items` recorded; InputError if it is not the same any more."""
+    _, info = load_table(items_parquet)
+    if not info.path:
+        raise InputError(f"{items_parquet}: its images were arrays in memory; save them as .npz and open that instead")
+    data = open_dataset(
+        info.path, split=info.split, image_size=info.image_size, on_error="skip" if info.on_error == "skip" else "raise"
+    )
+    if data.fingerprint != info.fingerprint:
+        raise InputError(f"{info.path}: is not what {items_parquet} was made from (files changed since); start a new run folder")
+    return data
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    try:
+        text = os.fspath(path)
+        if not isinstance(text, str):
+            raise TypeError
+    except TypeError:
+        raise InputError(f"path={path!r}: give the path of {FORMATS}") from None
+    if not text or "\0" in text:
+        raise InputError(f"path={text!r}: give the path of {FORMATS}")
+    return os.path.abspath(os.path.expanduser(text))
+
+
+def _recognise(path: str, split: str | None, entry: CacheEntry, progress: bool) -> _Source:
+    try:
+        if os.path.isdir(path):
+            return _recognise_folder(path, split)
+        status = os.stat(path)
+    except OSError as error:
+        raise explain_read_error(error, path) from None
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: is neither a file nor a folder; give {FORMATS}")
+    if not status.st_size:
+        raise InputError(f"{path}: is empty (0 bytes); copy or download it again")
+    signature = file_signature(path)
+    head = _head(path)
+    if kind := expand.compression_of(head):
+        return _Source(signature, lambda: _archive(path, _compressed_tar(path, kind, entry, progress), split))
+    if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+        return _Source(signature, lambda: _zip(path, split, entry, progress))
+    if head[:6] == arrays.NPY_MAGIC:
+        return _Source(signature, lambda: arrays.list_npy(path))
+    if tar.is_tar_header(head):
+        return _Source(signature, lambda: _archive(path, tar.list_tar(path), split))
+    raise InputError(f"{path}: is none of the formats that are read here; give {FORMATS}")
+
+
+def _compressed_tar(path: str, kind: str, entry: CacheEntry, progress: bool) -> Listing:
+    def check(first: bytes) -> str | None:
+        return None if tar.is_tar_header(first[: tar.BLOCK]) else f"is compressed, but not a tar inside; give {FORMATS}"
+
+    return tar.list_tar(expand.expand_once(path, kind, ".tar", check, entry, progress), path)
+
+
+def _zip(path: str, split: str | None, entry: CacheEntry, progress: bool) -> Listing:
+    listing = zip_format.list_zip(path)
+    if arrays.is_npz(listing):
+        return arrays.list_npz(path, listing, entry, progress)
+    return _archive(path, listing, split)
+
+
+def _recognise_folder(path: str, split: str | None) -> _Source:
+    batches = cifar.list_batch_files(path)
+    if batches is not None:
+        signature = digest(*(file_signature(os.path.join(path, name)) for name in batches.names))
+        return _Source(signature, lambda: cifar.list_cifar(path, batches, split))
+    listing = list_folder(path)
+    signature = digest(
+        "folder", path, "\0".join(listing.names), listing.length.tobytes(), _bytes(listing), *listing.label_files.values()
+    )
+    return _Source(signature, lambda: listing)
+
+
+def _bytes(listing: Listing) -> bytes:
+    assert listing.mtime_ns is not None
+    return listing.mtime_ns.tobytes()
+
+
+def _archive(path: str, listing: Listing, split: str | None) -> Listing:
+    """An archive's listing as it is, or its CIFAR batches."""
+    batches = cifar.batch_members(listing)
+    return listing if batches is None else cifar.list_cifar(path, batches, split)
+
+
+def _head(path: str) -> bytes:
+    descriptor = open_for_reading(path)
+    try:
+        return read_exactly(descriptor, min(tar.BLOCK, os.fstat(descriptor).st_size), 0, path)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,247 @@
+"""Reading the bytes of items: one positional read of (file, offset, length), no shared file offset.
+
+Positional reads are safe in threads and after a fork, where a shared `zipfile` or file offset gives wrong bytes; and a file that was
+cut short gives an error, where a memory map would kill the process. Runs of items that lie close together are read at once.
+"""
+
+import errno
+import os
+import threading
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from prunefast.errors import InputError, MachineError
+
+MERGE_GAP_BYTES = 4096  # a page: reading over it costs less than another system call
+MERGE_LIMIT_BYTES = 8 << 20  # of one merged read
+MAX_ITEM_BYTES = 1 << 30  # no image file is larger; a bound on what a lying header can make us allocate
+
+
+def read_exactly(descriptor: int, count: int, offset: int, what: str) -> bytes:
+    """`count` bytes at `offset`, or an `InputError` naming `what`."""
+    parts = []
+    while count > 0:
+        try:
+            part = os.pread(descriptor, count, offset)
+        except OSError as error:
+            raise MachineError(f"{what}: cannot be read ({error.strerror})") from None
+        if not part:
+            raise InputError(f"{what}: ends before its data does; the file was cut short or changed, copy it again")
+        parts.append(part)
+        count -= len(part)
+        offset += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def open_for_reading(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise explain_read_error(error, path) from None
+
+
+def explain_read_error(error: OSError, path: str | os.PathLike[str]) -> Exception:
+    """The error to raise instead of `error`, met while opening or listing `path`."""
+    if error.errno == errno.ENOENT:
+        return InputError(f"{path}: no such file or folder; check the path")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return InputError(f"{path}: may not be read; give yourself permission (chmod u+r, for folders u+rx)")
+    if error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR):
+        return InputError(f"{path}: {error.strerror}; check the path")
+    return MachineError(f"{path}: {error.strerror or error}")
+
+
+def inflate(data: bytes, size: int, what: str) -> bytes:
+    """Undo raw deflate; the result has exactly `size` bytes, and never more are made."""
+    engine = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        out = engine.decompress(data, size + 1)
+    except zlib.error as error:
+        raise InputError(f"{what}: compressed data is broken ({error}); copy the archive again") from None
+    if len(out) != size:
+        raise InputError(f"{what}: expands to another size than its archive says; copy the archive again")
+    return out
+
+
+def inflate_head(data: bytes, size: int) -> bytes:
+    try:
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size)
+    except zlib.error:
+        return b""
+
+
+class _Descriptor:
+    """An open file that closes with its last reference."""
+
+    def __init__(self, path: str, size: int, mtime_ns: int):
+        self.number = open_for_reading(path)
+        status = os.fstat(self.number)
+        if (status.st_size, status.st_mtime_ns) != (size, mtime_ns):
+            raise InputError(f"{path}: changed since the data set was opened; open it again")
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        number = getattr(self, "number", None)
+        if number is not None:
+            close(number)
+
+
+class Storage:
+    """The bytes of the items of a table. Holds arrays and paths only, so it pickles; files open when first read.
+
+    container int32 [N] (-1: item is the file `root/name`), offset, length, expanded int64 [N] as in `Listing`.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        root: str,
+        containers: list[tuple[str, int, int]],  # path, size, mtime_ns
+        container: np.ndarray | None,
+        offset: np.ndarray | None,
+        length: np.ndarray,
+        expanded: np.ndarray | None,
+    ):
+        self.names = names
+        self.root = root
+        self.containers = containers
+        self.container = container
+        self.offset = offset
+        self.length = length
+        self.expanded = expanded
+        self._open: dict[int, _Descriptor] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        del state["_open"], state["_lock"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open = {}
+        self._lock = threading.Lock()
+
+    def describe(self, item: int) -> str:
+        """The item's file for an error message: ``archive.tar: train/cat/1.jpg`` or its path."""
+        name = self.names[item]
+        if self.container is None:
+            return os.path.join(self.root, name)
+        return f"{self.containers[int(self.container[item])][0]}: {name}"
+
+    def _descriptor(self, container: int) -> int:
+        held = self._open.get(container)
+        if held is None:
+            with self._lock:
+                held = self._open.get(container)
+                if held is None:
+                    held = self._open[container] = _Descriptor(*self.containers[container])
+        return held.number
+
+    def _read_file(self, item: int, limit: int | None = None) -> bytes:
+        path = os.path.join(self.root, self.names[item])
+        length = int(self.length[item])
+        descriptor = open_for_reading(path)
+        try:
+            if limit is not None and limit < length:
+                return read_exactly(descriptor, limit, 0, path)
+            data = os.pread(descriptor, length + 1, 0)
+            if len(data) < length:  # a network file system may give less than was asked for
+                data += read_exactly(descriptor, length - len(data), len(data), path)
+        except OSError as error:
+            if isinstance(error, MachineError):
+                raise
+            raise MachineError(f"{path}: cannot be read ({error.strerror})") from None
+        finally:
+            os.close(descriptor)
+        if len(data) != length:
+            raise InputError(f"{path}: changed since the data set was opened; open it again")
+        return data
+
+    def read(self, item: int) -> bytes:
+        """All bytes of one item, expanded."""
+        if self.container is None:
+            return self._read_file(item)
+        assert self.offset is not None
+        what = self.describe(item)
+        data = read_exactly(
+            self._descriptor(int(self.container[item])), int(self.length[item]), int(self.offset[item]), what
+        )
+        if self.expanded is not None and self.expanded[item] >= 0:
+            return inflate(data, int(self.expanded[item]), what)
+        return data
+
+    def head(self, item: int, limit: int) -> bytes:
+        """The first `limit` bytes of one item, or fewer where it is shorter."""
+        if self.container is None:
+            return self._read_file(item, limit)
+        assert self.offset is not None
+        count = min(int(self.length[item]), limit)
+        data = read_exactly(
+            self._descriptor(int(self.container[item])), count, int(self.offset[item]), self.describe(item)
+        )
+        if self.expanded is not None and self.expanded[item] >= 0:
+            return inflate_head(data, limit)
+        return data
+
+    def read_many(self, items: np.ndarray) -> list[bytes]:
+        """Bytes of several items, in the order asked for; neighbours in one file are read together."""
+        if self.container is None:
+            return [self._read_file(item) for item in items.tolist()]
+        if len(items) == 1:
+            return [self.read(int(items[0]))]
+        assert self.offset is not None
+        container, offset, length = self.container[items], self.offset[items], self.length[items]
+        order = np.lexsort((offset, container))
+        container, offset, length = container[order], offset[order], length[order]
+        end = offset + length
+        breaks = (container[1:] != container[:-1]) | (offset[1:] - end[:-1] > MERGE_GAP_BYTES) | (offset[1:] < offset[:-1])
+        starts = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(items)]
+        out: list[bytes] = [b""] * len(items)
+        places, offsets, lengths = order.tolist(), offset.tolist(), length.tolist()
+        expanded = None if self.expanded is None else self.expanded[items].tolist()
+        for first, last in zip(starts[:-1], starts[1:], strict=True):
+            descriptor = self._descriptor(int(container[first]))
+            row = first
+            while row < last:
+                base = offsets[row]
+                stop, reach = row, base
+                while stop < last and (stop == row or offsets[stop] + lengths[stop] - base <= MERGE_LIMIT_BYTES):
+                    reach = max(reach, offsets[stop] + lengths[stop])
+                    stop += 1
+                block = read_exactly(descriptor, reach - base, base, self.describe(int(items[places[row]])))
+                for k in range(row, stop):
+                    begin = offsets[k] - base
+                    data = block[begin : begin + lengths[k]]
+                    place = places[k]
+                    if expanded is not None and expanded[place] >= 0:
+                        data = inflate(data, expanded[place], self.describe(int(items[place])))
+                    out[place] = data
+                row = stop
+        return out
+
+    def read_rows(self, items: np.ndarray, out: np.ndarray) -> None:
+        """Items of one length into the rows of `out` uint8 [n, length], C order; runs that follow each other are read at once."""
+        assert self.container is not None and self.offset is not None
+        length = out.shape[1]
+        container, offset = self.container[items], self.offset[items]
+        breaks = (container[1:] != container[:-1]) | (offset[1:] != offset[:-1] + length)
+        starts = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(items)]
+        rows = memoryview(out.reshape(-1))
+        for first, last in zip(starts[:-1], starts[1:], strict=True):
+            if first == last:
+                continue
+            position = int(offset[first])
+            target = rows[first * length : last * length]
+            descriptor = self._descriptor(int(container[first]))
+            while len(target):
+                try:
+                    count = os.preadv(descriptor, [target], position)
+                except OSError as error:
+                    raise MachineError(f"{self.describe(int(items[first]))}: cannot be read ({error.strerror})") from None
+                if not count:
+                    raise InputError(f"{self.describe(int(items[first]))}: ends before its data does; open the data set again")
+                position += count
+                target = target[count:]

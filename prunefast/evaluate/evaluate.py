@@ -1,0 +1,283 @@
+"""`evaluate`: samples against a reference, the numbers together with the protocol they were made under."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import prunefast
+from prunefast.data import ImageDataset
+from prunefast.encode import Encoder, embed, make_encoder
+from prunefast.errors import InputError
+from prunefast.evaluate import sources
+from prunefast.evaluate.features import seeded_subset
+from prunefast.evaluate.frechet import frechet_distance
+from prunefast.evaluate.inception import inception_metrics, load_torch_fidelity
+from prunefast.evaluate.kid import DEGREE, kernel_distance
+from prunefast.evaluate.memorisation import PERCENTILE, memorisation
+from prunefast.evaluate.precision_recall import precision_recall
+from prunefast.evaluate.result import Evaluation
+from prunefast.select import Coreset
+
+FEATURE_METRICS = ("frechet_distance", "kid", "precision_recall", "memorisation")
+DEFAULT_METRICS = (*FEATURE_METRICS, "class_counts")
+METRICS = (*DEFAULT_METRICS, "inception")
+
+# Below, the Frechet distance is mostly bias: published tables use 10,000 or 50,000; 2,048 is one per Inception feature.
+FEW_SAMPLES = 2048
+# Sets of one size for precision and recall: the cost grows with the product of both, and 10,000 is what the papers use.
+PRECISION_RECALL_IMAGES = 10_000
+
+
+def evaluate(
+    samples: Any,
+    reference: Any,
+    *,
+    encoder: Any = "pixels",
+    coreset: Coreset | str | os.PathLike[str] | None = None,
+    training: Any = None,
+    metrics: str | Sequence[str] | None = None,
+    n: int | None = None,
+    k: int = 3,
+    image_size: int | None = None,
+    reference_features: NDArray[np.floating] | None = None,
+    seed: int = 0,
+    out: str | os.PathLike[str] | None = None,
+    device: Any = None,
+    batch_size: int = 256,
+    threads: int | None = None,
+    progress: bool = False,
+    inception_weights: str | None = None,
+    **encoder_options: Any,
+) -> Evaluation:
+    """How near generated images come to real ones, in the features of one encoder.
+
+        result = pf.evaluate("run/samples", "cifar10", coreset="run/coreset.parquet", out="run/metrics.json")
+        print(result)                                  # numbers and protocol
+        result.metrics["frechet_distance"]
+
+    samples     uint8 [N, H, W, 3], an ImageDataset or a folder (of prunefast.sample, whose protocol is then reported)
+    reference   path (its train split) or ImageDataset: all real images, never only the coreset
+    encoder     see prunefast.make_encoder, or an Encoder. One that learns ("pixels") is fitted on the reference, never on
+                samples or coreset; an Encoder that was fitted before is used as it is.
+    coreset     what the model was trained on: memorisation is measured against it, with the images it left out as the
+                ones not trained on. Without it there is no memorisation number.
+    training    data set of the coreset where that is not the reference (a reference of test images)
+    metrics     any of "frechet_distance", "kid", "precision_recall", "memorisation", "class_counts" (the default, as far
+                as the input allows), "inception" (FID and KID by torch-fidelity)
+    n           evaluate a seeded draw of n samples (default: all)
+    k           neighbours of precision and recall
+    image_size  compare R x R squares; default: the reference's own size, to which samples are resized (the protocol says so)
+    reference_features   float [M, D] of the reference in this encoder (RUN/features.npy), if they are there already
+    out         write metrics.json there
+
+    Raises InputError for fewer than 2 samples, NaN features (naming the image), a coreset of other data, and
+    MissingDependencyError for "inception" without torch-fidelity; all but NaN before any work.
+    """
+    wanted = check_metrics(metrics)
+    if "inception" in wanted:
+        load_torch_fidelity()
+    real = sources.open_reference(reference, image_size)
+    assert real.image_size is not None
+    fake, resized = sources.open_samples(samples, real.image_size)
+    chosen = sources.choose(fake, n, seed)
+    sampling = sources.sampling_protocol(samples, len(fake))
+    trained_on, kept = _training(real, training, coreset, real.image_size)
+    if metrics is not None and "memorisation" in wanted and kept is None:
+        raise InputError("coreset: 'memorisation' needs to know what was trained on; give coreset=")
+    if k < 1:
+        raise InputError(f"k: {k} is not at least 1")
+
+    values: dict[str, Any] = {}
+    protocol: dict[str, Any] = {
+        "prunefast_version": prunefast.__version__,
+        "samples": fake.path or "array",
+        "sample_count": len(chosen),
+        "samples_available": len(fake),
+        "samples_fingerprint": fake.fingerprint,
+        "reference": _describe(real),
+        "image_size": real.image_size,
+        "resized": resized,
+        "seed": seed,
+        "sampling": sampling,
+        "coreset": {"images": len(kept), "fingerprint": kept.fingerprint} if kept is not None else None,
+    }
+    warnings: list[str] = []
+
+    if any(metric in wanted for metric in FEATURE_METRICS):
+        network = encoder if _is_encoder(encoder) else make_encoder(encoder, **encoder_options)
+        if _is_encoder(encoder) and encoder_options:
+            raise InputError(f"{next(iter(encoder_options))}: unknown option; the encoder is made already")
+        settings: dict[str, Any] = {"batch_size": batch_size, "device": device, "threads": threads, "progress": progress}
+        if reference_features is None:
+            # embed fits an encoder that learns; the reference goes first, so that it is what it learns from
+            reference_features = embed(real, network, **settings)
+        elif len(reference_features) != len(real):
+            raise InputError(
+                f"reference_features: {len(reference_features):,} rows for {len(real):,} reference images; embed again"
+            )
+        y = finite_features(reference_features, real, "reference")
+        x = finite_features(embed(fake, network, **settings), fake, "samples")[chosen]
+        if x.shape[1] != y.shape[1]:
+            raise InputError(
+                f"reference_features: {y.shape[1]} features, but the encoder gives {x.shape[1]}; leave them out"
+            )
+        protocol["encoder"] = _describe_encoder(network, y.shape[1])
+        _feature_metrics(values, protocol, warnings, wanted, x, y, k, seed)
+        if "memorisation" in wanted and kept is not None and len(kept) >= 2:
+            z = y if trained_on is real else finite_features(embed(trained_on, network, **settings), trained_on, "training")
+            _memorisation(values, protocol, x, z, kept, fake, chosen, seed)
+    if "class_counts" in wanted:
+        counts = sources.class_counts(fake, chosen, real)
+        if counts is not None:
+            values["class_counts"] = counts
+    if "inception" in wanted:
+        subset = fake if len(chosen) == len(fake) else _Subset(fake, chosen)
+        more, how = inception_metrics(subset, real, seed=seed, device=device, inception_weights=inception_weights)
+        values |= more
+        protocol["inception"] = how
+        _warn_of_few(warnings, len(chosen), len(real), 2048)
+    protocol["warnings"] = warnings
+    result = Evaluation(values, protocol)
+    if out is not None:
+        result.save(out)
+    return result
+
+
+def check_metrics(metrics: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The names asked for, each once; InputError for an unknown one."""
+    if metrics is None:
+        return DEFAULT_METRICS
+    names = tuple(dict.fromkeys((metrics,) if isinstance(metrics, str) else metrics))
+    for name in names:
+        if name not in METRICS:
+            raise InputError(f"metrics: {name!r} is unknown; there are {', '.join(METRICS)}")
+    if not names:
+        raise InputError(f"metrics: is empty; give some of {', '.join(METRICS)}")
+    return names
+
+
+def finite_features(features: Any, data: ImageDataset, name: str) -> NDArray[np.float32]:
+    """`features` [N, D] as they are; InputError naming the first image that has NaN or infinity."""
+    array = np.asanyarray(features)
+    for start in range(0, len(array), 65536):
+        finite = np.isfinite(array[start : start + 65536]).all(axis=1)
+        if not finite.all():
+            key = data.keys[start + int(np.argmin(finite))]
+            raise InputError(f"{name}: the encoder gives NaN or infinity for {key!r}; use another encoder or leave it out")
+    return array
+
+
+def _feature_metrics(
+    values: dict[str, Any],
+    protocol: dict[str, Any],
+    warnings: list[str],
+    wanted: Sequence[str],
+    x: NDArray[np.float32],
+    y: NDArray[np.float32],
+    k: int,
+    seed: int,
+) -> None:
+    fewest = min(len(x), len(y))
+    if "frechet_distance" in wanted:
+        values["frechet_distance"] = frechet_distance(x, y)
+        _warn_of_few(warnings, len(x), len(y), x.shape[1])
+    if "kid" in wanted:
+        if fewest >= 4:
+            kid = kernel_distance(x, y, seed=seed)
+            values["kid"], values["kid_std"] = kid.mean, kid.standard_deviation
+            protocol["kid"] = {"degree": DEGREE, "blocks": kid.blocks, "block_size": kid.block_size}
+        else:
+            warnings.append(f"KID needs 4 images of each kind, there are {fewest}: left out")
+    if "precision_recall" in wanted:
+        size = min(fewest, PRECISION_RECALL_IMAGES)
+        if size > k:
+            found = precision_recall(
+                x[seeded_subset(len(x), size, seed, purpose=3)], y[seeded_subset(len(y), size, seed, purpose=4)], k=k
+            )
+            values["precision"], values["recall"] = found.precision, found.recall
+            protocol["precision_recall"] = {"k": k, "images": size}
+        else:
+            warnings.append(f"precision and recall with k = {k} need {k + 1} images of each kind, there are {size}: left out")
+
+
+def _memorisation(
+    values: dict[str, Any],
+    protocol: dict[str, Any],
+    x: NDArray[np.float32],
+    z: NDArray[np.float32],
+    kept: Coreset,
+    fake: ImageDataset,
+    chosen: NDArray[np.int64],
+    seed: int,
+) -> None:
+    held_out = z[kept.dropped] if len(kept.dropped) else None
+    found = memorisation(x, z[kept.indices], held_out, seed=seed)
+    values["memorisation"] = found.as_dict() | {
+        "closest": [
+            {
+                "sample": str(fake.keys[int(chosen[sample])]),
+                "training": str(kept.keys[int(kept.indices[row])]),
+                "training_index": int(kept.indices[row]),
+                "distance": distance,
+            }
+            for sample, row, distance in found.closest
+        ]
+    }
+    protocol["memorisation"] = {
+        "training_images": len(kept),
+        "held_out_images": len(kept.dropped),
+        "percentile": PERCENTILE,
+    }
+
+
+def _training(
+    real: ImageDataset, training: Any, coreset: Coreset | str | os.PathLike[str] | None, image_size: int
+) -> tuple[ImageDataset, Coreset | None]:
+    """The data set that the coreset indexes, and the coreset."""
+    data = real if training is None else sources.open_reference(training, image_size, "training")
+    if coreset is None:
+        if training is not None:
+            raise InputError("training: says nothing without coreset=")
+        return data, None
+    kept = coreset if isinstance(coreset, Coreset) else Coreset.load(coreset, data)
+    if kept.data_fingerprint != data.fingerprint:
+        raise InputError(
+            "coreset: was selected from another data set than the reference; give its data set as training="
+        )
+    return data, kept
+
+
+def _is_encoder(encoder: Any) -> bool:
+    return isinstance(encoder, Encoder)
+
+
+def _describe(data: ImageDataset) -> dict[str, Any]:
+    return {
+        "name": os.path.basename(data.path.rstrip("/")) or "array",
+        "path": data.path,
+        "split": data.split,
+        "count": len(data),
+        "fingerprint": data.fingerprint,
+    }
+
+
+def _describe_encoder(network: Encoder, dim: int) -> dict[str, Any]:
+    manifest = network.manifest()
+    return {"name": network.name, "dim": dim, "digest": manifest.get("digest"), "manifest": manifest}
+
+
+def _warn_of_few(warnings: list[str], samples: int, reference: int, dim: int) -> None:
+    for name, count in (("samples", samples), ("reference images", reference)):
+        few = [f"fewer than {FEW_SAMPLES:,}"] if count < FEW_SAMPLES else []
+        if count <= dim:
+            few.append(f"no more than the {dim:,} features")
+        if few:
+            text = (
+                f"{count:,} {name} ({' and '.join(few)}): the Frechet distance is biased upward; "
+                "compare it only with others of the same numbers"
+            )
+            if text not in warnings:
+                warnings.append(text)

@@ -1,0 +1,108 @@
+"""`Evaluation`: numbers together with the protocol they were made under, as an object, a text and a file."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunefast.errors import InputError
+from prunefast.files import read_json, write_json
+
+# name -> (what people read, which way is better, digits)
+METRIC_TEXTS: dict[str, tuple[str, str, str]] = {
+    "frechet_distance": ("Frechet distance", "lower is better", ".4g"),
+    "kid": ("KID", "lower is better", ".4g"),
+    "precision": ("precision", "higher is better", ".3f"),
+    "recall": ("recall", "higher is better", ".3f"),
+    "inception_frechet_distance": ("FID (Inception)", "lower is better", ".4g"),
+    "inception_kid": ("KID (Inception)", "lower is better", ".4g"),
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """metrics: name -> number or dict; protocol: JSON-able, everything needed to repeat or compare the numbers."""
+
+    metrics: dict[str, Any]
+    protocol: dict[str, Any]
+
+    @property
+    def warnings(self) -> list[str]:
+        return list(self.protocol.get("warnings", []))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write metrics.json, atomically."""
+        write_json(path, {"protocol": self.protocol, "metrics": self.metrics})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Evaluation":
+        """Read metrics.json; InputError naming the file where it is missing or is something else."""
+        value = read_json(path)
+        if not (isinstance(value, dict) and all(isinstance(value.get(key), dict) for key in ("metrics", "protocol"))):
+            raise InputError(f"{path}: is not a metrics.json; run prunefast evaluate again")
+        return cls(value["metrics"], value["protocol"])
+
+    def __str__(self) -> str:
+        lines = [f"{text:<22}{value:<24}{note}".rstrip() for text, value, note in metric_rows(self.metrics)]
+        lines.append("protocol: " + "; ".join(f"{name} {value}" for name, value in protocol_rows(self.protocol)))
+        lines.extend(f"warning: {warning}" for warning in self.warnings)
+        return "\n".join(lines)
+
+
+
+def metric_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(name, value, what it means) per metric, for people."""
+    rows = []
+    for name, (text, direction, digits) in METRIC_TEXTS.items():
+        if isinstance(metrics.get(name), int | float):
+            value = format(metrics[name], digits)
+            if isinstance(metrics.get(f"{name}_std"), int | float):
+                value += f" ± {metrics[f'{name}_std']:.2g}"
+                direction += "; ± is the spread over blocks"
+            rows.append((text, value, direction))
+    memory = metrics.get("memorisation")
+    if isinstance(memory, dict):
+        share, expected = memory.get("copied_share"), memory.get("copied_share_expected")
+        if share is not None and expected is not None:
+            rows.append(("near-copies", f"{share:.1%}", f"about {expected:.0%} expected without memorisation"))
+        if memory.get("ratio_median") is not None:
+            note = "distance to trained / to held-out images; well below 1 hints at copying"
+            rows.append(("neighbour ratio", f"{memory['ratio_median']:.3f}", note))
+    counts = metrics.get("class_counts")
+    if isinstance(counts, dict) and counts:
+        sizes = [count for count in counts.values() if isinstance(count, int)]
+        if sizes:
+            rows.append(("samples per class", f"{min(sizes):,} to {max(sizes):,}", f"{len(sizes):,} classes"))
+    return rows
+
+
+def protocol_rows(protocol: dict[str, Any]) -> list[tuple[str, str]]:
+    """(name, value) per line of the protocol, for people; what is not known is left out."""
+    rows: list[tuple[str, str]] = []
+
+    def add(name: str, value: Any) -> None:
+        if value is not None and value != "":
+            rows.append((name, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)))
+
+    add("samples", protocol.get("sample_count"))
+    reference = protocol.get("reference")
+    if isinstance(reference, dict):
+        split = f", {reference['split']} split" if reference.get("split") else ""
+        fingerprint = f", fingerprint {str(reference.get('fingerprint', ''))[:12]}"
+        add("reference", f"{reference.get('name')} ({reference.get('count', 0):,} images{split}{fingerprint})")
+    encoder = protocol.get("encoder")
+    if isinstance(encoder, dict):
+        digest = f", digest {str(encoder['digest'])[:12]}" if encoder.get("digest") else ""
+        add("encoder", f"{encoder.get('name')} ({encoder.get('dim')} features{digest})")
+    add("image size", protocol.get("image_size"))
+    add("resized", protocol.get("resized"))
+    sampling = protocol.get("sampling")
+    if isinstance(sampling, dict):
+        for key in ("sampler", "steps", "guidance", "ema", "seed", "checkpoint"):
+            add(f"sampling {key}", sampling.get(key))
+    add("seed", protocol.get("seed"))
+    for key, text in (("kid", "KID"), ("precision_recall", "precision/recall"), ("inception", "Inception")):
+        part = protocol.get(key)
+        if isinstance(part, dict):
+            add(text, ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in part.items()))
+    return rows

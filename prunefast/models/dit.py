@@ -1,0 +1,155 @@
+"""DiT, the diffusion transformer with adaLN-Zero (Peebles & Xie 2023, "Scalable Diffusion Models with Transformers").
+
+Patches become tokens; every block is an attention and an MLP whose norms are shifted, scaled and gated by what the time
+and the class say. The gates start at zero, so the network starts as the identity and its output as zero.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunefast.errors import InputError
+from prunefast.models.embedding import MAX_PERIOD, LabelEmbedding, check_condition, sinusoids
+
+TIME_FREQUENCIES = 256  # sines and cosines the time is given as, before its MLP
+NORM_EPS = 1e-6
+
+
+def position_table(grid: int, width: int) -> Tensor:
+    """float32 [grid^2, width], tokens in row-major order: the first half of a row encodes the column, the second the
+    row, each as sines then cosines of position * 10,000^(-i / (width / 4))."""
+    position = torch.arange(grid, dtype=torch.float64)
+    frequency = MAX_PERIOD ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angle = position[:, None] * frequency
+    axis = torch.cat((angle.sin(), angle.cos()), dim=1)
+    column = axis[None, :, :].expand(grid, grid, -1)
+    row = axis[:, None, :].expand(grid, grid, -1)
+    return torch.cat((column, row), dim=2).reshape(grid * grid, width).float()
+
+
+def _modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    normed = F.layer_norm(x, (x.shape[-1],), eps=NORM_EPS)
+    return torch.addcmul(shift[:, None], normed, 1 + scale[:, None])
+
+
+class DiTBlock(nn.Module):
+    """x + gate * attention(modulated norm x), then the same with an MLP."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, dropout: float):
+        super().__init__()
+        self.heads = heads
+        hidden = int(width * mlp_ratio)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width)
+        self.mlp1 = nn.Linear(width, hidden)
+        self.mlp2 = nn.Linear(hidden, width)
+        self.modulation = nn.Linear(width, 6 * width)
+        self.dropout = nn.Dropout(dropout)
+        for layer in (self.query_key_value, self.project, self.mlp1, self.mlp2):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Tensor, activated_condition: Tensor) -> Tensor:
+        parts = self.modulation(activated_condition).chunk(6, dim=1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = parts
+        x = torch.addcmul(x, gate1[:, None], self.dropout(self._attention(_modulated_norm(x, shift1, scale1))))
+        hidden = F.gelu(self.mlp1(_modulated_norm(x, shift2, scale2)), approximate="tanh")
+        return torch.addcmul(x, gate2[:, None], self.dropout(self.mlp2(hidden)))
+
+    def _attention(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        split = self.query_key_value(x).view(batch, tokens, 3, self.heads, width // self.heads)
+        query, key, value = split.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.project(mixed.transpose(1, 2).reshape(batch, tokens, width))
+
+
+class DiT(nn.Module):
+    """x [B, channels, R, R], time float32 [B], labels int64 [B] or None -> [B, channels, R, R].
+
+    Args:
+        image_size: R, a multiple of patch_size; fixed, because the positions are.
+        channels: of the images or latents.
+        num_classes: None: unconditional. Otherwise label `num_classes` is the null class, and labels=None means it.
+        patch_size, depth, width, heads, mlp_ratio: width must be a multiple of 4 and of heads.
+        learn_sigma: doubles the output channels, as the published models for a learned variance have them; our losses
+            take the first `channels` only, so it is off by default.
+        dropout: after the attention and after the MLP; 0 in the paper.
+    """
+
+    positions: Tensor
+    config: dict[str, Any]  # what `build_model` made it from
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        channels: int = 3,
+        num_classes: int | None = None,
+        patch_size: int = 2,
+        depth: int = 12,
+        width: int = 384,
+        heads: int = 6,
+        mlp_ratio: float = 4.0,
+        learn_sigma: bool = False,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if patch_size < 1 or image_size < patch_size or image_size % patch_size:
+            raise InputError(
+                f"image_size must be a multiple of patch_size {patch_size}, not {image_size}: "
+                "resize the images or take a smaller patch"
+            )
+        if width % 4 or heads < 1 or width % heads:
+            raise InputError(f"width must be a multiple of 4 and of heads {heads}, not {width}")
+        if depth < 1:
+            raise InputError(f"depth must be at least 1, not {depth}")
+        self.image_size = image_size
+        self.channels = channels
+        self.num_classes = num_classes
+        self.patch_size = patch_size
+        self.outputs = channels * (2 if learn_sigma else 1)
+
+        self.patch = nn.Conv2d(channels, width, patch_size, stride=patch_size)
+        self.time1 = nn.Linear(TIME_FREQUENCIES, width)
+        self.time2 = nn.Linear(width, width)
+        self.label_embedding = None if num_classes is None else LabelEmbedding(num_classes, width)
+        self.blocks = nn.ModuleList(DiTBlock(width, heads, mlp_ratio, dropout) for _ in range(depth))
+        self.final_modulation = nn.Linear(width, 2 * width)
+        self.final = nn.Linear(width, patch_size * patch_size * self.outputs)
+        self.register_buffer("positions", position_table(image_size // patch_size, width), persistent=False)
+
+        nn.init.xavier_uniform_(self.patch.weight.view(width, -1))  # as the linear layer on patches that it is
+        nn.init.zeros_(self.patch.bias)  # type: ignore[arg-type]
+        for layer in (self.time1, self.time2):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        for layer in (self.final_modulation, self.final):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
+        check_condition(x, time, labels, self.channels, self.num_classes)
+        if x.shape[-2:] != (self.image_size, self.image_size):
+            raise InputError(f"x must be {self.image_size} x {self.image_size} for this DiT, not {tuple(x.shape[-2:])}")
+        condition = sinusoids(time, TIME_FREQUENCIES, endpoint=False, cosine_first=True).to(self.time1.weight.dtype)
+        condition = self.time2(F.silu(self.time1(condition)))
+        if self.label_embedding is not None:
+            condition = condition + self.label_embedding(labels, len(x))
+        condition = F.silu(condition)  # every modulation begins with it
+
+        tokens = self.patch(x).flatten(2).transpose(1, 2) + self.positions.to(self.patch.weight.dtype)
+        for block in self.blocks:
+            tokens = block(tokens, condition)
+        shift, scale = self.final_modulation(condition).chunk(2, dim=1)
+        return self._unpatch(self.final(_modulated_norm(tokens, shift, scale)))
+
+    def _unpatch(self, tokens: Tensor) -> Tensor:
+        """[B, grid^2, p * p * C] -> [B, C, R, R]; a token holds its patch as (row, column, channel)."""
+        batch, grid, patch = len(tokens), self.image_size // self.patch_size, self.patch_size
+        pixels = tokens.view(batch, grid, grid, patch, patch, self.outputs)
+        return pixels.permute(0, 5, 1, 3, 2, 4).reshape(batch, self.outputs, self.image_size, self.image_size)

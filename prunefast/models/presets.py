@@ -1,0 +1,126 @@
+"""Networks by name."""
+
+from typing import Any
+
+from torch import nn
+
+from prunefast.errors import InputError
+from prunefast.models.dit import DiT
+from prunefast.models.unet import UNet, check_size
+
+# name -> (kind, the arguments of its class). Changing a preset leaves old checkpoints alone: `config` stores every
+# argument.
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    # 35,746,307 parameters unconditional with 3 channels: the CIFAR-10 network of Ho et al. 2020
+    "unet-cifar10": (
+        "unet",
+        {
+            "width": 128,
+            "channel_multipliers": [1, 2, 2, 2],
+            "blocks": 2,
+            "attention_levels": [1],
+            "heads": 1,
+            "dropout": 0.1,
+        },
+    ),
+    # for images of 16 ... 64 pixels where the full network is too slow
+    "unet-small": (
+        "unet",
+        {
+            "width": 48,
+            "channel_multipliers": [1, 2, 2],
+            "blocks": 2,
+            "attention_levels": [1],
+            "heads": 1,
+            "dropout": 0.1,
+        },
+    ),
+    # for images of 8 ... 32 pixels on a CPU; widths grow towards the small levels, where a convolution is cheap
+    "unet-tiny": (
+        "unet",
+        {
+            "width": 16,
+            "channel_multipliers": [1, 2, 4],
+            "blocks": 1,
+            "attention_levels": [1],
+            "heads": 1,
+            "dropout": 0.1,
+        },
+    ),
+    "dit-tiny/2": ("dit", {"patch_size": 2, "depth": 6, "width": 128, "heads": 4, "dropout": 0.0}),
+}
+_DIT_SIZES = {"s": (12, 384, 6), "b": (12, 768, 12), "l": (24, 1024, 16), "xl": (28, 1152, 16)}  # paper, table 1
+for _size, (_depth, _width, _heads) in _DIT_SIZES.items():
+    for _patch in (2, 4, 8):
+        PRESETS[f"dit-{_size}/{_patch}"] = (
+            "dit",
+            {"patch_size": _patch, "depth": _depth, "width": _width, "heads": _heads, "dropout": 0.0},
+        )
+
+# arguments that a caller may override beyond those the preset names
+_FURTHER = {"unet": {"asymmetric_downsample": False, "norm_eps": 1e-6}, "dit": {"mlp_ratio": 4.0, "learn_sigma": False}}
+
+
+def build_model(
+    name: str,
+    *,
+    image_size: int,
+    channels: int = 3,
+    num_classes: int | None = None,
+    dropout: float | None = None,
+    **overrides: Any,
+) -> UNet | DiT:
+    """A network with fresh weights: forward(x [B, C, R, R], time float32 [B], labels int64 [B] or None) -> [B, C, R,
+    R].
+
+        model = build_model("unet-tiny", image_size=16, num_classes=10)
+        same = build_model(**model.config)
+
+    Args:
+        name: one of `PRESETS`.
+        image_size: R. UNets take multiples of 2^(levels - 1), DiTs of the patch size.
+        channels: of the images.
+        num_classes: None: unconditional. Otherwise labels are 0 ... num_classes, the last being the null class.
+        dropout: None: the preset's.
+        overrides: arguments of `UNet` or `DiT` by name, in place of the preset's.
+
+    `model.config` holds all of this, resolved, ready for JSON. The weights come from torch's global generator: call
+    torch.manual_seed, or fork it, before.
+    """
+    if name not in PRESETS:
+        raise InputError(f"model '{name}' is not one of {', '.join(PRESETS)}")
+    kind, preset = PRESETS[name]
+    arguments = {**_FURTHER[kind], **preset}
+    for override, value in overrides.items():
+        if override not in arguments:
+            raise InputError(f"model '{name}' has no argument '{override}'; it has {', '.join(sorted(arguments))}")
+        arguments[override] = list(value) if isinstance(value, tuple) else value
+    if dropout is not None:
+        arguments["dropout"] = dropout
+    if not 0 <= arguments["dropout"] < 1:
+        raise InputError(f"dropout must be at least 0 and less than 1, not {arguments['dropout']}")
+    if image_size < 1:
+        raise InputError(f"image_size must be positive, not {image_size}")
+    if channels < 1:
+        raise InputError(f"channels must be at least 1, not {channels}")
+    if num_classes is not None and num_classes < 1:
+        raise InputError(f"num_classes must be at least 1, or None for an unconditional model, not {num_classes}")
+    model: UNet | DiT
+    if kind == "unet":
+        check_size(image_size, 2 ** (len(arguments["channel_multipliers"]) - 1))
+        model = UNet(channels=channels, num_classes=num_classes, **arguments)
+    else:
+        model = DiT(image_size=image_size, channels=channels, num_classes=num_classes, **arguments)
+    model.config = {
+        "name": name,
+        "image_size": image_size,
+        "channels": channels,
+        "num_classes": num_classes,
+        **arguments,
+    }
+    return model
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trainable numbers."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -1,0 +1,28 @@
+"""Operators over the native core: checks, torch registration and autograd. docs/ops/ has a page an operator."""
+
+from prunefast.ops.add_noise import add_noise
+from prunefast.ops.crop import Boxes
+from prunefast.ops.denoising_loss import denoising_loss
+from prunefast.ops.gaussian import Gaussian, fit_gaussian, gaussian_log_likelihood
+from prunefast.ops.group_norm_silu import group_norm_silu
+from prunefast.ops.kmeans import KMeans, kmeans
+from prunefast.ops.nearest import nearest
+from prunefast.ops.philox import Stream, randn_philox, uniform_philox
+from prunefast.ops.topk import topk
+
+__all__ = [
+    "Boxes",
+    "Gaussian",
+    "KMeans",
+    "Stream",
+    "add_noise",
+    "denoising_loss",
+    "fit_gaussian",
+    "gaussian_log_likelihood",
+    "group_norm_silu",
+    "kmeans",
+    "nearest",
+    "randn_philox",
+    "topk",
+    "uniform_philox",
+]

@@ -1,0 +1,139 @@
+"""Gaussian fit and log-likelihood, per class in one call: centred, float64, whitened by Cholesky rather than expanded."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from prunefast.errors import InputError, InputTypeError
+from prunefast.ops.arrays import as_tensor, check_finite, check_labels, check_same_device, like
+
+_CHUNK_VALUES = 1 << 22  # float64 values of one chunk of rows (32 MB)
+
+
+class Gaussian(NamedTuple):
+    """mean float64 [D] and covariance float64 [D, D] (divisor N, without the ridge); [C, D] and [C, D, D] with classes."""
+
+    mean: Any
+    covariance: Any
+
+
+def fit_gaussian(x: Any, labels: Any = None) -> Gaussian:
+    """Mean and covariance of the rows of `x` `[N, D]`, or of each class 0 .. max(labels).
+
+    The covariance is that of maximum likelihood (divisor N, as scikit-learn's), taken about the mean in float64. A class
+    of one row has covariance zero: the ridge of `gaussian_log_likelihood` makes it usable.
+
+    Raises:
+        InputError, InputTypeError: no rows, NaN or infinity, wrong labels, a class without rows.
+    """
+    data = _check_rows(x)
+    if data.shape[0] == 0:
+        raise InputError("x: it has no rows")
+    if labels is None:
+        mean, covariance = _fit(data, None)
+        return Gaussian(like(x, mean), like(x, covariance))
+    label = _check_classes(labels, data)
+    counts = torch.bincount(label)
+    if int(counts.min()) == 0:
+        raise InputError(f"labels: class {int(counts.argmin())} of 0 .. {len(counts) - 1} has no rows")
+    rows_by_class = torch.sort(label, stable=True).indices.split(counts.tolist())
+    mean = torch.empty((len(counts), data.shape[1]), dtype=torch.float64, device=data.device)
+    covariance = torch.empty((len(counts), data.shape[1], data.shape[1]), dtype=torch.float64, device=data.device)
+    for c, rows in enumerate(rows_by_class):
+        mean[c], covariance[c] = _fit(data, rows)
+    return Gaussian(like(x, mean), like(x, covariance))
+
+
+def gaussian_log_likelihood(x: Any, gaussian: Gaussian, labels: Any = None, ridge: float = 1e-5) -> Any:
+    """log N(x_i; mean, covariance + ridge I), of row i's class when `labels` are given.
+
+    With L L' the covariance and its ridge: -|L^-1 (x - mean)|^2 / 2 - D log(2 pi) / 2 - sum(log diag L), the quadratic form
+    by triangular solve on centred rows (an expanded form loses digits as the condition number grows).
+
+    Args:
+        x: `[N, D]`. gaussian: of `fit_gaussian`, with classes if and only if `labels` int `[N]` are given.
+        ridge: added to the diagonal, in squared units of x; makes a singular covariance (fewer rows than D) usable.
+
+    Returns:
+        float64 `[N]`.
+
+    Raises:
+        InputError, InputTypeError: shapes that do not fit, NaN or infinity, a covariance that is singular with this ridge.
+    """
+    data = _check_rows(x)
+    mean, covariance = as_tensor("gaussian", gaussian[0]).double(), as_tensor("gaussian", gaussian[1]).double()
+    check_same_device("gaussian", mean, data.device)
+    classes = None if labels is None else len(mean)
+    expected = [data.shape[1]] if classes is None else [classes, data.shape[1]]
+    if list(mean.shape) != expected or list(covariance.shape) != [*expected, data.shape[1]]:
+        hint = "; give the labels of a fit per class, and none to a fit of all" if mean.ndim != len(expected) else ""
+        raise InputError(
+            f"gaussian: mean {list(mean.shape)} and covariance {list(covariance.shape)} "
+            f"do not fit {data.shape[1]} columns{hint}"
+        )
+    if not (isinstance(ridge, int | float) and ridge >= 0 and math.isfinite(ridge)):
+        raise InputError(f"ridge: {ridge!r} is not a number of at least 0")
+    check_finite("gaussian", mean)
+    check_finite("gaussian", covariance)
+    result = torch.empty(data.shape[0], dtype=torch.float64, device=data.device)
+    if classes is None:
+        _score(result, data, None, mean, covariance, ridge, "gaussian")
+        return like(x, result)
+    label = _check_classes(labels, data, classes)
+    counts = torch.bincount(label, minlength=classes).tolist()
+    for c, rows in enumerate(torch.sort(label, stable=True).indices.split(counts)):
+        if len(rows):
+            _score(result, data, rows, mean[c], covariance[c], ridge, f"gaussian: class {c}")
+    return like(x, result)
+
+
+def _check_rows(x: Any) -> torch.Tensor:
+    data = as_tensor("x", x)
+    if data.ndim != 2 or data.shape[1] == 0:
+        raise InputError(f"x: shape [rows, columns] is needed, not {list(data.shape)}")
+    if data.dtype.is_complex or data.dtype == torch.bool:
+        raise InputTypeError(f"x: real numbers are needed, not {data.dtype}")
+    check_finite("x", data)
+    return data
+
+
+def _check_classes(labels: Any, data: torch.Tensor, classes: int | None = None) -> torch.Tensor:
+    label = as_tensor("labels", labels)
+    check_same_device("labels", label, data.device)
+    return check_labels("labels", label, data.shape[0], classes)
+
+
+def _chunks(data: torch.Tensor, rows: torch.Tensor | None) -> Iterator[tuple[Any, torch.Tensor]]:
+    """(rows, their values in float64), some megabytes at a time."""
+    step = max(1, _CHUNK_VALUES // data.shape[1])
+    for start in range(0, data.shape[0] if rows is None else len(rows), step):
+        part = slice(start, start + step) if rows is None else rows[start : start + step]
+        yield part, data[part].double()
+
+
+def _fit(data: torch.Tensor, rows: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    count = data.shape[0] if rows is None else len(rows)
+    mean = torch.zeros(data.shape[1], dtype=torch.float64, device=data.device)
+    for _, values in _chunks(data, rows):
+        mean += values.sum(0)
+    mean /= count
+    covariance = torch.zeros((data.shape[1], data.shape[1]), dtype=torch.float64, device=data.device)
+    for _, values in _chunks(data, rows):
+        centred = values - mean
+        covariance.addmm_(centred.T, centred)
+    covariance /= count
+    return mean, (covariance + covariance.T) / 2
+
+
+def _score(result, data, rows, mean, covariance, ridge, name) -> None:
+    dimension = data.shape[1]
+    loaded = covariance + ridge * torch.eye(dimension, dtype=torch.float64, device=data.device)
+    factor, failed = torch.linalg.cholesky_ex(loaded)
+    if int(failed):
+        raise InputError(f"{name}: the covariance plus ridge {ridge} is not positive definite; use a larger ridge")
+    constant = dimension * math.log(2 * math.pi) / 2 + float(torch.log(torch.diagonal(factor)).sum())
+    for part, values in _chunks(data, rows):
+        white = torch.linalg.solve_triangular(factor.T, values - mean, upper=True, left=False)
+        result[part] = -white.square().sum(1) / 2 - constant

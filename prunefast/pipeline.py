@@ -1,0 +1,250 @@
+"""The steps of a run as functions on a run folder: what each command of the command line does.
+
+Every step looks first at what lies in the folder. Where the same work is done already it returns at once with
+``repeated=True``; where an option or an earlier step changed, the work is done again.
+"""
+
+import dataclasses
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prunefast.data import ImageDataset, open_dataset, open_run_dataset
+from prunefast.encode import embed
+from prunefast.errors import InputError
+from prunefast.evaluate import Evaluation, evaluate
+from prunefast.files import RunFolder, make_folder, read_json, remove_leftovers
+from prunefast.progress import format_seconds
+from prunefast.report import report
+from prunefast.score import METHODS, score
+from prunefast.score.parquet_file import to_json
+from prunefast.score.table import load_manifests, load_scores, save_scores
+from prunefast.select import Coreset, select
+from prunefast.select.selection import SELECTIONS
+from prunefast.train import TrainConfig, sample, train
+from prunefast.train.sample import PROTOCOL_FILE
+from prunefast.train.state import list_checkpoints
+
+# Clusters spread the budget over the data by themselves; the others choose inside each class where there are classes.
+GLOBAL_METHODS = ("clusters",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a step did: `text` for people, `facts` (JSON-able) for machines; `repeated`: its work was done before."""
+
+    text: str
+    facts: dict[str, Any]
+    repeated: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.text} (was there already)" if self.repeated else self.text
+
+
+def open_run(
+    run: RunFolder, source: str | os.PathLike[str] | None = None, *, progress: bool = False, **options: Any
+) -> ImageDataset:
+    """The data set of a run. A new run records `source` in items.parquet; one that exists is bound to its data.
+
+    `options` go to `open_dataset`. InputError for a run without data, or for another source than the run's.
+    """
+    if source is not None:
+        data = open_dataset(source, progress=progress, **options)
+        if not run.items.exists():
+            make_folder(run.path)
+            remove_leftovers(run.path)
+            data.save_items(run.items)
+            return data
+    elif not run.items.exists():
+        raise InputError(f"{run.path}: holds no run (no items.parquet); start one: prunefast embed DATA -o {run.path}")
+    recorded = open_run_dataset(run.items)
+    if source is not None and (data.fingerprint, data.image_size) != (recorded.fingerprint, recorded.image_size):
+        here, there = (f"{d.path} ({len(d):,} images, size {d.image_size or 'as stored'})" for d in (recorded, data))
+        raise InputError(f"{run.path}: is a run on {here}, not on {there}; choose another -o folder")
+    return recorded
+
+
+def embed_run(run: RunFolder, data: ImageDataset, *, progress: bool = False, **options: Any) -> Outcome:
+    """features.npy and features.json. `options` go to `embed`."""
+    before = _written(run.features)
+    features = embed(data, out=run.features, progress=progress, **options)
+    encoder = read_json(run.features_manifest)["encoder"]
+    facts = {"encoder": encoder.get("name"), "images": len(features), "dimensions": features.shape[1]}
+    text = f"{facts['images']:,} images x {facts['dimensions']} features of {facts['encoder']}"
+    return Outcome(text, facts, repeated=_written(run.features) == before)
+
+
+def load_features(run: RunFolder, data: ImageDataset) -> np.ndarray:
+    """float32 [N, D], memory-mapped; InputError where there are none or they are another data set's."""
+    if not run.features.exists():
+        raise InputError(f"{run.features}: no such file; run: prunefast embed DATA -o {run.path}")
+    recorded = read_json(run.features_manifest).get("data_fingerprint")
+    features = np.load(run.features, mmap_mode="r", allow_pickle=False)
+    if recorded != data.fingerprint or len(features) != len(data):
+        raise InputError(f"{run.features}: holds features of another data set; delete it and embed again")
+    return features
+
+
+def score_run(
+    run: RunFolder, data: ImageDataset, method: str, *, per_class: bool | None = None, seed: int = 0, **options: Any
+) -> Outcome:
+    """One column of scores.parquet. per_class None: per class where the data has classes."""
+    if method not in METHODS:
+        raise InputError(f"method: {method!r} is not a score; there are {', '.join(METHODS)}")
+    chosen = METHODS[method]
+    per_class = data.labels is not None if per_class is None else per_class
+    made = dataclasses.asdict(chosen.make_options(options))
+    manifest = {"method": method, "options": made, "per_class": per_class, "seed": seed, "direction": chosen.direction}
+    if chosen.needs_features:
+        features = load_features(run, data)
+        manifest["features"] = _digest(run.features_manifest)
+    else:
+        features = np.empty((len(data), 0), np.float32)
+    known = load_manifests(run.scores, data).get(method) if run.scores.exists() else None
+    repeated = known is not None and _agrees(known, manifest)
+    if not repeated:
+        values = score(features, data.labels, method=method, per_class=per_class, seed=seed, **options)
+        save_scores(run.scores, data, method, values, manifest)
+    kind = "per class" if per_class and chosen.uses_classes else "over all images"
+    return Outcome(f"{len(data):,} scores, {method}, {kind}", manifest, repeated)
+
+
+def select_run(
+    run: RunFolder,
+    data: ImageDataset,
+    method: str,
+    *,
+    coreset_path: Path | None = None,
+    per_class: bool | None = None,
+    seed: int = 0,
+    budget: Mapping[str, Any],
+    forced: Mapping[str, Sequence[int]] | None = None,
+    **options: Any,
+) -> Outcome:
+    """coreset.parquet (or `coreset_path`). `budget`: one of keep, keep_n, threshold; `forced`: must_keep, must_drop.
+
+    "gaussian" without options uses its column of scores.parquet, scoring first where there is none. A coreset that a
+    model was trained on is not replaced by another one.
+    """
+    if method not in SELECTIONS and method not in METHODS:
+        raise InputError(
+            f"method: {method!r} is not a selection; there are {', '.join(sorted({*SELECTIONS, *METHODS}))}"
+        )
+    path = coreset_path or run.coreset
+    if per_class is None:
+        per_class = data.labels is not None and method not in GLOBAL_METHODS and "threshold" not in budget
+    request: dict[str, Any] = {"method": method, "per_class": per_class, "seed": seed, "budget": dict(budget)}
+    request |= {"options": options, "forced": {key: sorted(map(int, value)) for key, value in (forced or {}).items()}}
+    arguments: dict[str, Any] = {**(forced or {}), **options}
+    if method == "gaussian" and not options:
+        score_run(run, data, method, seed=seed)
+        arguments["scores"] = load_scores(run.scores, method, data)
+        request["scores"] = load_manifests(run.scores, data)[method]
+    elif method != "random":
+        arguments["features"] = load_features(run, data)
+        request["features"] = _digest(run.features_manifest)
+    repeated = path.exists() and _agrees(Coreset.load(path, data).manifest.get("request"), request)
+    if repeated:
+        coreset = Coreset.load(path, data)
+    else:
+        coreset = select(data, method=method, per_class=per_class, seed=seed, **budget, **arguments)
+        coreset.manifest["request"] = to_json(request)
+        _refuse_if_trained(path)
+        coreset.save(path)
+    facts = {"kept": len(coreset), "images": len(data), "method": method, "counts": coreset.counts_per_class()}
+    return Outcome(coreset.summary().splitlines()[0], facts, repeated)
+
+
+def _refuse_if_trained(coreset_path: Path) -> None:
+    folder = coreset_path.parent / "train"
+    if coreset_path.exists() and list_checkpoints(folder):
+        raise InputError(
+            f"{coreset_path}: a model was trained on this coreset; choose another -o folder, or delete {folder} first"
+        )
+
+
+def train_run(config: TrainConfig, data: ImageDataset, coreset: Coreset, *, progress: bool = False) -> Outcome:
+    """OUT/train. Continues a run that was stopped."""
+    result = train(config, data, coreset, progress=progress)
+    facts = {"checkpoint": str(result.checkpoint), **read_json(result.folder / "summary.json")}
+    rate = f", {result.images_per_second:,.1f} img/s" if result.images_per_second else ""
+    loss = f", loss {result.loss:.4f}" if result.loss is not None else ""
+    text = f"{result.images:,} images on {len(coreset):,} in {format_seconds(result.seconds)}{rate}{loss}"
+    return Outcome(text, facts, result.repeated)
+
+
+def sample_run(folder: Path, n: int, out: Path | None = None, *, progress: bool = False, **options: Any) -> Outcome:
+    """FOLDER/samples (or `out`) from the newest checkpoint of FOLDER. Samples of an older checkpoint are replaced."""
+    target = out or folder / "samples"
+    before = _written(target / PROTOCOL_FILE)
+    if out is None and before is not None and not _same_checkpoint(folder, target):
+        shutil.rmtree(target)
+    sample(folder, n, out=target, progress=progress, **options)
+    return Outcome(
+        f"{n:,} samples in {target}", {"n": n, "folder": str(target)}, _written(target / PROTOCOL_FILE) == before
+    )
+
+
+def _same_checkpoint(folder: Path, samples: Path) -> bool:
+    newest = list_checkpoints(folder / "train")[:1]
+    return bool(newest) and read_json(newest[0] / "state.json").get("digest") == read_json(samples / PROTOCOL_FILE).get(
+        "checkpoint"
+    )
+
+
+def evaluate_run(
+    samples: Path,
+    reference: ImageDataset,
+    out: Path,
+    *,
+    coreset: Coreset | None,
+    progress: bool = False,
+    **options: Any,
+) -> Outcome:
+    """metrics.json at `out`. Done already where the samples and the options are those of the file."""
+    request = {
+        "samples": _digest(samples / PROTOCOL_FILE) if (samples / PROTOCOL_FILE).exists() else None,
+        "coreset": coreset.fingerprint if coreset is not None else None,
+        "reference": reference.fingerprint,
+        "options": options,
+    }
+    if request["samples"] is not None and out.exists():
+        known = Evaluation.load(out)
+        if _agrees(known.protocol.get("request"), request):
+            return Outcome(str(known), {"metrics": known.metrics, "protocol": known.protocol}, repeated=True)
+    result = evaluate(samples, reference, coreset=coreset, progress=progress, **options)
+    result.protocol["request"] = to_json(request)
+    result.save(out)
+    return Outcome(str(result), {"metrics": result.metrics, "protocol": result.protocol})
+
+
+def report_run(run: RunFolder, *, arms: Mapping[str, Path] | None = None, title: str | None = None) -> Outcome:
+    """report.html; written anew each time, it takes seconds."""
+    path = report(run, arms=arms, title=title)
+    return Outcome(f"report: {path}", {"report": str(path)})
+
+
+def _written(path: Path) -> tuple[int, int] | None:
+    """Changes with every atomic write of the file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _agrees(recorded: Any, wanted: Mapping[str, Any]) -> bool:
+    """Whether `recorded` holds every entry of `wanted` (it may hold more, such as versions)."""
+    plain = to_json(wanted)
+    return isinstance(recorded, dict) and all(
+        key in recorded and recorded[key] == value for key, value in plain.items()
+    )

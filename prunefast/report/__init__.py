@@ -1,0 +1,5 @@
+"""The report of a run: one static HTML file."""
+
+from prunefast.report.page import report
+
+__all__ = ["report"]

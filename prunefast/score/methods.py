@@ -1,0 +1,108 @@
+"""The registry of scores and the one function over it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from prunefast.errors import InputError
+from prunefast.score import clusters, gaussian, moderate, random
+from prunefast.score.features import check_features, check_labels
+from prunefast.score.options import check_seed, make_options
+
+# (features or None, labels or None, rows, options, seed) -> float64 [rows]
+ScoreFunction = Callable[[Any, np.ndarray | None, int, Any, int], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One way to score. Higher = keep for every method without exception; `direction` says what that means here."""
+
+    name: str
+    function: ScoreFunction
+    options: type
+    direction: str
+    needs_features: bool = True
+    uses_classes: bool = True
+
+    def make_options(self, given: dict[str, Any]) -> Any:
+        return make_options(self.options, self.name, given)
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            "random",
+            lambda features, labels, rows, options, seed: random.random_scores(rows, seed),
+            random.RandomOptions,
+            random.DIRECTION,
+            needs_features=False,
+            uses_classes=False,
+        ),
+        Method(
+            "gaussian",
+            lambda features, labels, rows, options, seed: gaussian.gaussian_scores(features, labels, options),
+            gaussian.GaussianOptions,
+            gaussian.DIRECTION,
+        ),
+        Method(
+            "moderate",
+            lambda features, labels, rows, options, seed: moderate.moderate_scores(features, labels, options),
+            moderate.ModerateOptions,
+            moderate.DIRECTION,
+        ),
+        Method(
+            "clusters",
+            lambda features, labels, rows, options, seed: clusters.cluster_scores(features, labels, options, seed),
+            clusters.ClustersOptions,
+            clusters.DIRECTION,
+        ),
+    )
+}
+
+
+def find_method(name: str) -> Method:
+    try:
+        return METHODS[name]
+    except (KeyError, TypeError):
+        raise InputError(f"method: {name!r} is not a score; there are {', '.join(METHODS)}") from None
+
+
+def score(
+    features: Any,
+    labels: Any = None,
+    *,
+    method: str = "gaussian",
+    per_class: bool = True,
+    seed: int = 0,
+    **options: Any,
+) -> Any:
+    """A score for every image: float64 [N], higher = keep; NumPy in gives NumPy, a torch tensor gives a tensor.
+
+    features   [N, D] floating point, finite. For "random" anything with N rows will do.
+    labels     integers [N]; needed where `per_class`
+    method     "gaussian" (log-likelihood), "moderate" (middle of the distances), "clusters" (minus the distance to the
+               own centroid), "random"; `prunefast.score.METHODS` has them with their options
+    per_class  fit a Gaussian, a prototype or clusters to each class by itself; False: one for everything
+    options    of the method, such as ridge=1e-5 for "gaussian"
+
+    Raises InputError/InputTypeError for bad features, labels or options, before any work.
+
+        scores = prunefast.score(features, data.labels, method="gaussian")
+    """
+    chosen = find_method(method)
+    made = chosen.make_options(options)
+    seed = check_seed(seed)
+    array = check_features(features) if chosen.needs_features else None
+    rows = len(features)
+    checked = check_labels(labels, rows)
+    if per_class and chosen.uses_classes and checked is None:
+        raise InputError(f"labels: {method!r} per class needs the labels; pass labels, or per_class=False")
+    result = chosen.function(array, checked if per_class else None, rows, made, seed)
+    if hasattr(features, "detach"):
+        import torch
+
+        return torch.from_numpy(result).to(features.device)
+    return result

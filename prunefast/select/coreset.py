@@ -1,0 +1,326 @@
+"""The result of a selection: which images are kept, with what weight, and how that came about.
+
+A `Coreset` knows all images of its data set, not only the kept ones: the report shows what was dropped, and another cut
+of the same scores needs no new scoring. It is a value: nothing changes it after it was made.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+import prunefast
+from prunefast.errors import InputError, InputTypeError
+from prunefast.score.parquet_file import check_columns, check_rows, check_version, read_parquet, to_json, write_parquet
+
+FORMAT_VERSION = 1
+REMAKE = "select again"
+
+_COLUMNS = {
+    "index": pa.int64(),
+    "key": pa.string(),
+    "label": pa.int64(),  # null: the data set has no classes
+    "score": pa.float64(),  # null: the method has no score
+    "weight": pa.float32(),  # 0 for a dropped image
+    "cluster": pa.int64(),  # null: the method has no clusters
+    "kept": pa.bool_(),
+}
+
+
+class LabelledData(Protocol):
+    """The part of a data set that a selection looks at; `prunefast.data.ImageDataset` is one."""
+
+    labels: Any  # int64 [N], or None: no classes
+    keys: Any  # N texts
+    classes: Any  # names of the classes
+    fingerprint: Any  # hex
+
+    def __len__(self) -> int: ...
+
+
+class Coreset:
+    """The kept images of one data set.
+
+    indices        int64 [n], sorted: positions of the kept images in the data set
+    weights        float32 [n], in the order of `indices`; finite and not negative
+    scores         float64 [N] for all images, higher = keep; None where the method has none
+    clusters       int64 [N] for all images; None where the method has none
+    keep, dropped  bool [N], and the int64 positions that are not kept
+    labels, keys, classes, data_fingerprint    as the data set has them
+    manifest       JSON-able: method, options, direction, seed, counts per class, versions
+    fingerprint    16 hex digits over data set, indices and weights; the same for the same training input
+
+    Make one with `prunefast.select`, `Coreset.from_indices` (a list of your own) or `Coreset.full`.
+    """
+
+    def __init__(
+        self,
+        *,
+        indices: Any,
+        keys: Any,
+        labels: Any = None,
+        classes: Sequence[str] = (),
+        data_fingerprint: str,
+        weights: Any = None,
+        scores: Any = None,
+        clusters: Any = None,
+        manifest: Mapping[str, Any] | None = None,
+    ):
+        self._keys = _string_array(keys)
+        total = len(self._keys)
+        self.indices = _indices(indices, total)
+        self.weights = _weights(weights, len(self.indices), np.argsort(np.asarray(indices), kind="stable"))
+        self.labels = _labels(labels, total)
+        self.classes = _class_names(classes, self.labels)
+        self.scores = _scores(scores, total)
+        self.clusters = _integers("clusters", clusters, total)
+        self.data_fingerprint = str(data_fingerprint)
+        for array in (self.indices, self.weights, self.labels, self.scores, self.clusters):
+            if array is not None:
+                array.flags.writeable = False
+        given = {"method": "given", "options": {}, "direction": "as listed", "seed": None, **(manifest or {})}
+        self.manifest: dict[str, Any] = to_json(
+            given
+            | {
+                "format_version": FORMAT_VERSION,
+                "data_fingerprint": self.data_fingerprint,
+                "classes": self.classes,
+                "counts_per_class": self.counts_per_class(),
+                "kept": len(self),
+                "images": total,
+                "package_version": given.get("package_version", prunefast.__version__),
+            }
+        )
+
+    # --- made from a data set
+
+    @classmethod
+    def from_indices(cls, data: LabelledData, indices: Any, weights: Any = None, **more: Any) -> "Coreset":
+        """The coreset of the images listed in `indices` (any order, no doubles), `weights` in the same order."""
+        return cls(
+            indices=indices,
+            weights=weights,
+            keys=data.keys,
+            labels=data.labels,
+            classes=data.classes,
+            data_fingerprint=data.fingerprint,
+            **more,
+        )
+
+    @classmethod
+    def full(cls, data: LabelledData) -> "Coreset":
+        """All images of `data` with weight 1: what a training run without selection uses."""
+        return cls.from_indices(data, np.arange(len(data)), manifest={"method": "full", "direction": "all are kept"})
+
+    # --- looked at
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __repr__(self) -> str:
+        return f"Coreset({len(self):,} of {self.total:,} images, {self.manifest['method']})"
+
+    @property
+    def total(self) -> int:
+        """Number of images of the whole data set."""
+        return len(self._keys)
+
+    @cached_property
+    def keys(self) -> list[str]:
+        return self._keys.to_pylist()
+
+    @cached_property
+    def keep(self) -> np.ndarray:
+        mask = np.zeros(self.total, dtype=bool)
+        mask[self.indices] = True
+        mask.flags.writeable = False
+        return mask
+
+    @cached_property
+    def dropped(self) -> np.ndarray:
+        return np.flatnonzero(~self.keep)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self.data_fingerprint.encode("utf-8", "surrogatepass"))
+        digest.update(self.indices.astype("<i8").tobytes())
+        digest.update(self.weights.astype("<f4").tobytes())
+        return digest.hexdigest()[:16]
+
+    def counts_per_class(self) -> dict[str, tuple[int, int]]:
+        """Class name -> (kept, total), in class order; empty for data without classes."""
+        if self.labels is None:
+            return {}
+        kept = np.bincount(self.labels[self.indices], minlength=len(self.classes))
+        total = np.bincount(self.labels, minlength=len(self.classes))
+        return {name: (int(k), int(t)) for name, k, t in zip(self.classes, kept, total, strict=True)}
+
+    def summary(self) -> str:
+        """A few lines for people: what was kept, by which method, and how much of each class."""
+        share = f" ({len(self) / self.total:.1%})" if self.total else ""
+        lines = [f"{len(self):,} of {self.total:,} images kept{share}, method {self.manifest['method']}"]
+        counts = self.counts_per_class()
+        width = max((len(name) for name in counts), default=0)
+        for name, (kept, total) in counts.items():
+            lines.append(f"  {name:<{width}}  {kept:>9,} of {total:>9,}" + (f"  {kept / total:6.1%}" if total else ""))
+        return "\n".join(lines)
+
+    # --- on disk
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `coreset.parquet`: one row an image of the data set, the manifest in the metadata. Atomic."""
+        weight = np.zeros(self.total, dtype=np.float32)
+        weight[self.indices] = self.weights
+        arrays = {
+            "index": np.arange(self.total),
+            "key": self._keys,
+            "label": self.labels,
+            "score": self.scores,
+            "weight": weight,
+            "cluster": self.clusters,
+            "kept": self.keep,
+        }
+        columns = [
+            pa.nulls(self.total, dtype) if arrays[name] is None else _arrow(arrays[name], dtype)
+            for name, dtype in _COLUMNS.items()
+        ]
+        schema = pa.schema([pa.field(name, dtype) for name, dtype in _COLUMNS.items()])
+        write_parquet(path, pa.Table.from_arrays(columns, schema=schema), self.manifest)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], data: LabelledData | None = None) -> "Coreset":
+        """Read what `save` wrote. With `data`, refuse a coreset of another data set.
+
+        Raises `InputError`, naming the file, for anything that is not a whole and consistent coreset.
+        """
+        table, manifest = read_parquet(path, REMAKE)
+        check_version(path, manifest, FORMAT_VERSION, REMAKE)
+        fingerprint, classes = manifest.get("data_fingerprint"), manifest.get("classes")
+        rows = manifest.get("images")
+        if not isinstance(fingerprint, str) or type(rows) is not int:
+            raise InputError(f"{path}: its manifest does not say which data set it belongs to; {REMAKE}")
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise InputError(f"{path}: its manifest has no list of classes; {REMAKE}")
+        if data is not None and fingerprint != data.fingerprint:
+            raise InputError(
+                f"{path}: was selected from another data set (its fingerprint is {fingerprint[:12]}, this data has "
+                f"{str(data.fingerprint)[:12]}); open the data it was made from or {REMAKE}"
+            )
+        check_columns(path, table, _COLUMNS, REMAKE)
+        for name in ("index", "key", "weight", "kept"):
+            if table[name].null_count:
+                raise InputError(f"{path}: column {name!r} has empty cells; {REMAKE}")
+        check_rows(path, table["index"].to_numpy(), rows, REMAKE)
+        order = np.argsort(table["index"].to_numpy())
+        if (order[1:] < order[:-1]).any():  # rows in another order are fine
+            table = table.take(pa.array(order))
+        kept = np.flatnonzero(table["kept"].to_numpy())
+        try:
+            return cls(
+                indices=kept,
+                weights=table["weight"].to_numpy()[kept],
+                keys=table["key"],
+                labels=_optional(table, "label"),
+                classes=classes,
+                data_fingerprint=fingerprint,
+                scores=_optional(table, "score"),
+                clusters=_optional(table, "cluster"),
+                manifest=manifest,
+            )
+        except InputError as error:
+            raise InputError(f"{path}: {error}; {REMAKE}") from None
+
+
+def _optional(table: pa.Table, name: str) -> np.ndarray | None:
+    column = table[name]
+    if column.null_count == len(column):
+        return None
+    if column.null_count:
+        raise InputError(f"column {name!r} is filled in part only")
+    return column.to_numpy()
+
+
+def _arrow(array: Any, dtype: pa.DataType) -> Any:
+    return array if isinstance(array, pa.Array | pa.ChunkedArray) else pa.array(array, dtype)
+
+
+def _string_array(keys: Any) -> Any:
+    if isinstance(keys, pa.Array | pa.ChunkedArray) and keys.type == pa.string():
+        return keys
+    try:
+        return pa.array(list(keys), pa.string())
+    except (pa.ArrowException, TypeError, UnicodeError) as error:
+        raise InputError(f"keys: must be texts that UTF-8 can hold ({error})") from None
+
+
+def _integers(name: str, values: Any, total: int) -> np.ndarray | None:
+    if values is None:
+        return None
+    array = np.asarray(values)
+    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+        raise InputTypeError(f"{name}: must be a list of integers, not {array.dtype} of shape {array.shape}")
+    if len(array) != total:
+        raise InputError(f"{name}: has {len(array)} entries for {total} images")
+    return array.astype(np.int64)
+
+
+def _indices(indices: Any, total: int) -> np.ndarray:
+    array = np.asarray(indices)
+    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+        raise InputTypeError(f"indices: must be a list of integers, not {array.dtype} of shape {array.shape}")
+    array = np.sort(array.astype(np.int64))
+    if array.size and (array[0] < 0 or array[-1] >= total):
+        bad = array[0] if array[0] < 0 else array[-1]
+        raise InputError(f"indices: {bad} is out of range for {total} images")
+    twice = array[1:] == array[:-1]
+    if twice.any():
+        raise InputError(f"indices: {array[1:][twice][0]} is listed more than once")
+    return array
+
+
+def _weights(weights: Any, count: int, order: np.ndarray) -> np.ndarray:
+    if weights is None:
+        return np.ones(count, dtype=np.float32)
+    array = np.asarray(weights, dtype=np.float32)
+    if array.shape != (count,):
+        raise InputError(f"weights: has shape {array.shape} for {count} kept images")
+    if not np.isfinite(array).all() or (array < 0).any():
+        raise InputError("weights: must be finite and not negative")
+    return array[order]
+
+
+def _scores(scores: Any, total: int) -> np.ndarray | None:
+    if scores is None:
+        return None
+    array = np.array(scores, dtype=np.float64)
+    if array.shape != (total,):
+        raise InputError(f"scores: has shape {array.shape} for {total} images")
+    if not np.isfinite(array).all():
+        bad = int(np.flatnonzero(~np.isfinite(array))[0])
+        raise InputError(f"scores: {array[bad]} at image {bad}; scores must be finite")
+    return array
+
+
+def _labels(labels: Any, total: int) -> np.ndarray | None:
+    array = _integers("labels", labels, total)
+    if array is not None and array.size and array.min() < 0:
+        raise InputError(f"labels: {array.min()} is negative; data without classes has labels None")
+    return array
+
+
+def _class_names(classes: Any, labels: np.ndarray | None) -> list[str]:
+    names = [str(name) for name in classes] if classes is not None else []
+    largest = int(labels.max()) if labels is not None and labels.size else -1
+    if not names and largest >= 0:
+        if largest > len(labels) + 65_536:  # type: ignore[arg-type]  # labels that are no class numbers
+            raise InputError(f"labels: {largest} is too large for a class number; number the classes from 0")
+        return [str(number) for number in range(largest + 1)]
+    if largest >= len(names):
+        raise InputError(f"labels: {largest} is out of range for {len(names)} classes")
+    if len(set(names)) != len(names):
+        raise InputError("classes: two classes have the same name")
+    return names

@@ -1,0 +1,20 @@
+"""Training: the loop, its configuration, the moving average, checkpoints, and sampling from them."""
+
+from prunefast.train.config import PRESETS, TrainConfig
+from prunefast.train.interrupt import TrainingStopped
+from prunefast.train.log import TIMING_KEYS, read_metrics
+from prunefast.train.loop import TrainResult, train
+from prunefast.train.sample import sample
+from prunefast.train.state import find_checkpoint
+
+__all__ = [
+    "PRESETS",
+    "TIMING_KEYS",
+    "TrainConfig",
+    "TrainResult",
+    "TrainingStopped",
+    "find_checkpoint",
+    "read_metrics",
+    "sample",
+    "train",
+]

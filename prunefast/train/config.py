@@ -1,0 +1,391 @@
+"""What a training run is: every option with its unit, its default and its limits, and presets with their reasons.
+
+A `TrainConfig` is frozen and complete: ``RUN/train/config.toml`` and every checkpoint carry it, and the same
+configuration gives the same run. `recipe` is the part of it that decides the numbers (with everything that was "auto"
+or a path resolved); a checkpoint is continued by the same recipe only.
+"""
+
+import dataclasses
+import difflib
+import math
+import operator
+import os
+import tomllib
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+
+from prunefast.errors import InputError, InputTypeError
+from prunefast.files import read_json, write_text
+
+PRECISIONS = ("auto", "bf16", "fp32")
+OPTIMIZERS = ("adamw", "apex")
+PLACEMENTS = ("auto", "device", "memory", "disk")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Options of `train`. Everything that counts time counts images; give `images`, `max_seconds` or both.
+
+    Raises `InputError` that names the key for a value that cannot be used.
+    """
+
+    # what is trained on, and where the run goes
+    out: str  # the run folder; training writes into OUT/train
+    data: str | None = None  # any source `open_dataset` takes; not needed when `train` is given the data set
+    split: str | None = None  # of the data; None: "train" where there is one
+    coreset: str | None = None  # coreset.parquet; None: all images
+    image_size: int | None = None  # pixels; None: the data set's own square size
+    seed: int = 0  # order, flips, times, noise, label drop, dropout and initial weights
+
+    # how long
+    images: int | None = None  # images to train on, counted with repetition; rounded up to whole batches
+    max_seconds: float | None = None  # seconds of training steps (see loop.py: what is not counted)
+
+    # network
+    model: str = "unet-small"  # a name of prunefast.models.PRESETS
+    model_options: dict[str, Any] = dataclasses.field(default_factory=dict)  # overrides of the preset
+    dropout: float | None = None  # None: the preset's
+    class_conditional: bool | Literal["auto"] = "auto"  # "auto": when the data has labels
+    label_drop: float = 0.1  # share of labels replaced by the null class, for classifier-free guidance (Ho & Salimans)
+
+    # diffusion
+    process: str = "ddpm-linear"
+    prediction: str | None = None  # None: the process' default
+    weighting: str = "uniform"
+    weighting_gamma: float | None = None  # of "min_snr" and "p2"; None: the weighting's default
+    class_weights: str | tuple[float, ...] | None = None  # class_weights.json, numbers in class order, or ClassWeights
+    flip: bool = True  # mirror half of the images left to right; False for digits and letters
+
+    # optimisation
+    batch_size: int = 128
+    optimizer: str = "adamw"
+    lr: float = 2e-4
+    warmup_images: int = 20_000  # linear warm-up of the learning rate, then constant
+    weight_decay: float = 0.0  # on matrices and filters only, not on biases, norms and gains
+    betas: tuple[float, float] = (0.9, 0.999)
+    grad_clip: float = 1.0  # largest norm of the whole gradient; 0: not clipped
+    max_bad_steps: int = 10  # training stops after so many steps in a row without a finite loss and gradient
+
+    # moving average of the weights
+    ema_half_life_images: float = 500_000  # Karras et al. 2022, table 7: 0.5 Mimg for CIFAR-10
+    ema_ramp_up: float = 0.05  # the half-life is at most this share of the images so far, so short runs average too
+
+    # machine
+    device: str = "auto"  # "auto": a GPU where there is one; else "cpu", "cuda", "cuda:1"
+    precision: str = "auto"  # "auto": bf16 autocast where the device has it in hardware; weights are float32 always
+    compile: bool = False  # torch.compile the network: pays on GPUs and for long runs
+    deterministic: bool = True  # on GPUs: only algorithms that repeat bit for bit (exact resume), at some speed
+    placement: str = "auto"  # where the loader keeps the images: "device", "memory", "disk"
+    threads: int | None = None  # decoding threads; None: the loader's choice
+
+    # files
+    status_every_images: int = 2_000  # between two lines of metrics.jsonl
+    checkpoint_every_images: int | None = None  # None: by time alone
+    checkpoint_every_seconds: float = 300.0
+    keep_checkpoints: int = 2  # at least the newest and one before it, should the newest be damaged
+
+    def __post_init__(self) -> None:
+        def put(key: str, value: Any) -> None:
+            object.__setattr__(self, key, value)
+
+        for field in dataclasses.fields(self):
+            check = _CHECKS.get(field.name)
+            if check is not None:
+                put(field.name, check(field.name, getattr(self, field.name)))
+        if self.images is None and self.max_seconds is None:
+            raise InputError("images: say how long to train: images=..., max_seconds=..., or both")
+        put("class_weights", _class_weights("class_weights", self.class_weights))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "TrainConfig") -> "TrainConfig":
+        """From keys and values; `InputError` for a key that does not exist, with the nearest that does."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in names:
+                near = difflib.get_close_matches(str(key), names, n=1)
+                raise InputError(f"{source}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        if "out" not in values:
+            raise InputError(f"{source}: out is missing; name the run folder")
+        return cls(**values)
+
+    @classmethod
+    def from_preset(cls, preset: str, **values: Any) -> "TrainConfig":
+        """A preset of `PRESETS` with `values` over it (``out`` and the data at least)."""
+        if preset not in PRESETS:
+            raise InputError(f"preset {preset!r} does not exist; there are: {', '.join(PRESETS)}")
+        return cls.from_dict({**PRESETS[preset], **values}, f"preset {preset}")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], **values: Any) -> "TrainConfig":
+        """From a TOML file (as `dump` writes it), with `values` over it."""
+        try:
+            read = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file") from None
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise InputError(f"{path}: is not readable TOML ({error})") from None
+        return cls.from_dict({**read, **values}, str(path))
+
+    def dump(self, path: str | os.PathLike[str]) -> None:
+        """Write the TOML file that `load` reads: equal configuration back. TOML has no null: None is left out."""
+        write_text(path, tomli_w.dumps(self.to_dict()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Keys and values as TOML and JSON hold them, without those that are None."""
+        values = dataclasses.asdict(self)
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in values.items()
+            if value is not None
+        }
+
+    def replace(self, **values: Any) -> "TrainConfig":
+        """A copy with other values, checked again."""
+        return self.from_dict(
+            {**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, **values}, "TrainConfig"
+        )
+
+
+# Keys that decide nothing about the numbers, or whose meaning is in the resolved part of a recipe.
+_NOT_RECIPE = frozenset(
+    "out data split coreset image_size images max_seconds class_conditional prediction class_weights device precision "
+    "compile deterministic placement threads checkpoint_every_images checkpoint_every_seconds keep_checkpoints".split()
+)
+
+
+def recipe(config: TrainConfig, **resolved: Any) -> dict[str, Any]:
+    """What decides the numbers of a run: a checkpoint is continued by the same recipe only.
+
+    `resolved` are the facts behind the keys that hold a path, None or "auto" (fingerprints of data and coreset, the
+    number of classes, ...). JSON-able. `images` and `max_seconds` are no part of it: a run may be extended.
+    """
+    kept = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.name not in _NOT_RECIPE
+    }
+    kept["betas"] = list(config.betas)
+    return {**resolved, **kept}
+
+
+# Starting points; every number with its source or reason.
+PRESETS: dict[str, dict[str, Any]] = {
+    # Ho et al. 2020, appendix B: 35.7 M parameters, batch 128, lr 2e-4, 5,000 warm-up steps, dropout 0.1, flips,
+    # 800,000 steps; EMA 0.9999 a step = a half-life of 6,931 steps = 887,000 images.
+    "cifar10": {
+        "model": "unet-cifar10",
+        "image_size": 32,
+        "batch_size": 128,
+        "lr": 2e-4,
+        "warmup_images": 640_000,
+        "dropout": 0.1,
+        "ema_half_life_images": 887_000,
+        "images": 102_400_000,
+        "status_every_images": 50_000,
+    },
+    # Minutes on a few CPU cores: small batches, because at 10^4 - 10^5 images the number of steps is what is short.
+    "cpu": {
+        "model": "unet-tiny",
+        "batch_size": 32,
+        "lr": 1e-3,
+        "warmup_images": 1_000,
+        "images": 20_000,
+        "status_every_images": 500,
+    },
+    # Peebles & Xie 2023, section 4: constant lr 1e-4, no weight decay, no warm-up, batch 256, EMA 0.9999 a step.
+    "dit": {
+        "model": "dit-s/2",
+        "batch_size": 256,
+        "lr": 1e-4,
+        "warmup_images": 0,
+        "grad_clip": 0.0,
+        "ema_half_life_images": 1_774_000,
+        "images": 102_400_000,
+        "status_every_images": 50_000,
+    },
+}
+
+
+def read_class_weights(value: str | tuple[float, ...] | None, classes: Sequence[str]) -> list[float] | None:
+    """The class weights of a run as numbers in class order.
+
+    A file holds a list, or an object with "average" (a list in class order, as `ClassWeights` is saved) or with the
+    class names as keys.
+    """
+    if value is None:
+        return None
+    source = "class_weights"
+    content: Any = value
+    if isinstance(value, str):
+        source, content = value, read_json(value)
+        if isinstance(content, dict):
+            content = content.get("average", content)
+        if isinstance(content, dict):
+            missing = [name for name in classes if name not in content]
+            if missing or len(content) != len(classes):
+                raise InputError(f"{source}: its classes are not those of the data ({', '.join(missing) or 'too many'})")
+            content = [content[name] for name in classes]
+    try:
+        weights = [float(weight) for weight in content]
+    except (TypeError, ValueError):
+        raise InputError(f"{source}: is no list of numbers, one for each class") from None
+    if len(weights) != len(classes):
+        raise InputError(f"{source}: has {len(weights)} weights, the data has {len(classes)} classes")
+    if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or sum(weights) <= 0:
+        raise InputError(f"{source}: weights must be finite, not negative and not all zero")
+    return weights
+
+
+# --- checks: (key, value) -> the value as it is stored, or an error that names the key ---
+
+
+def _text(key: str, value: Any) -> str:
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str) or not value:
+        raise InputTypeError(f"{key} is {value!r}; give a text")
+    return value
+
+
+def _flag(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InputTypeError(f"{key} is {value!r}; give true or false")
+    return value
+
+
+def _flag_or_auto(key: str, value: Any) -> bool | str:
+    if value == "auto" and isinstance(value, str):
+        return value
+    if not isinstance(value, bool):
+        raise InputTypeError(f'{key} is {value!r}; give true, false or "auto"')
+    return value
+
+
+class _Whole:
+    def __init__(self, low: int, high: float = math.inf):
+        self.low, self.high = low, high
+
+    def __call__(self, key: str, value: Any) -> int:
+        try:
+            if isinstance(value, bool):
+                raise TypeError
+            whole = operator.index(value)
+        except TypeError:
+            raise InputTypeError(f"{key} is {value!r}; give a whole number") from None
+        if not self.low <= whole <= self.high:
+            upper = f" and at most {int(self.high)}" if self.high < math.inf else ""
+            raise InputError(f"{key} is {whole}; it must be at least {self.low}{upper}")
+        return whole
+
+
+class _Number:
+    """low <= value < high, or low < value where `open_low`."""
+
+    def __init__(self, low: float, high: float = math.inf, *, open_low: bool = False):
+        self.low, self.high, self.open_low = low, high, open_low
+
+    def __call__(self, key: str, value: Any) -> float:
+        try:
+            if isinstance(value, bool | str):
+                raise TypeError
+            number = float(value)
+        except (TypeError, ValueError):
+            raise InputTypeError(f"{key} is {value!r}; give a number") from None
+        low_ok = number > self.low if self.open_low else number >= self.low
+        if not (low_ok and number < self.high):  # NaN fails too
+            upper = f" and below {self.high:g}" if self.high < math.inf else " and finite"
+            raise InputError(f"{key} is {number:g}; it must be {'above' if self.open_low else 'at least'} {self.low:g}{upper}")
+        return number
+
+
+class _Choice:
+    def __init__(self, choices: Sequence[str]):
+        self.choices = choices
+
+    def __call__(self, key: str, value: Any) -> str:
+        if value not in self.choices:
+            raise InputError(f"{key} is {value!r}; choose one of {', '.join(self.choices)}")
+        return value
+
+
+class _Optional:
+    def __init__(self, check: typing.Callable[[str, Any], Any]):
+        self.check = check
+
+    def __call__(self, key: str, value: Any) -> Any:
+        return None if value is None else self.check(key, value)
+
+
+def _betas(key: str, value: Any) -> tuple[float, float]:
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        raise InputTypeError(f"{key} is {value!r}; give two numbers")
+    check = _Number(0.0, 1.0)
+    return check(key, value[0]), check(key, value[1])
+
+
+def _options(key: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise InputTypeError(f"{key} is {value!r}; give a table of options")
+    for name, entry in value.items():
+        if entry is None:
+            raise InputError(f"{key}.{name} is None; leave it out")
+    return {name: list(entry) if isinstance(entry, tuple) else entry for name, entry in value.items()}
+
+
+def _class_weights(key: str, value: Any) -> str | tuple[float, ...] | None:
+    value = getattr(value, "average", value)
+    if value is None:
+        return None
+    if isinstance(value, str | os.PathLike):
+        return _text(key, value)
+    check = _Number(0.0)
+    try:
+        return tuple(check(key, weight) for weight in value)
+    except TypeError:
+        raise InputTypeError(f"{key} is {value!r}; give ClassWeights, a file or one number for each class") from None
+
+
+_CHECKS: dict[str, typing.Callable[[str, Any], Any]] = {
+    "out": _text,
+    "data": _Optional(_text),
+    "split": _Optional(_text),
+    "coreset": _Optional(_text),
+    "image_size": _Optional(_Whole(1)),
+    "seed": _Whole(0, 2**64 - 1),
+    "images": _Optional(_Whole(1)),
+    "max_seconds": _Optional(_Number(0.0, open_low=True)),
+    "model": _text,
+    "model_options": _options,
+    "dropout": _Optional(_Number(0.0, 1.0)),
+    "class_conditional": _flag_or_auto,
+    "label_drop": _Number(0.0, 1.0),
+    "process": _text,
+    "prediction": _Optional(_text),
+    "weighting": _text,
+    "weighting_gamma": _Optional(_Number(0.0, open_low=True)),
+    "flip": _flag,
+    "batch_size": _Whole(1),
+    "optimizer": _Choice(OPTIMIZERS),
+    "lr": _Number(0.0),
+    "warmup_images": _Whole(0),
+    "weight_decay": _Number(0.0),
+    "betas": _betas,
+    "grad_clip": _Number(0.0),
+    "max_bad_steps": _Whole(1),
+    "ema_half_life_images": _Number(0.0),
+    "ema_ramp_up": _Number(0.0, open_low=True),
+    "device": _text,
+    "precision": _Choice(PRECISIONS),
+    "compile": _flag,
+    "deterministic": _flag,
+    "placement": _Choice(PLACEMENTS),
+    "threads": _Optional(_Whole(1)),
+    "status_every_images": _Whole(1),
+    "checkpoint_every_images": _Optional(_Whole(1)),
+    "checkpoint_every_seconds": _Number(0.0, open_low=True),
+    "keep_checkpoints": _Whole(1),
+}

@@ -1,0 +1,284 @@
+"""The training loop. Everything is counted in images; a run is a function of its configuration and its data.
+
+What a time limit (`max_seconds`) counts: the steps, from waiting for images to the update of the average. Not counted are
+the first step of each process (libraries build and tune their kernels in it) and the writing of checkpoints, so that runs
+of the same limit get the same training, however slowly they start. A resumed run goes on counting where it stopped.
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunefast.errors import InputError, InputTypeError
+from prunefast.files import RunFolder, make_folder, read_json, remove_leftovers, write_json
+from prunefast.models import count_parameters
+from prunefast.train.config import TrainConfig
+from prunefast.train.interrupt import StopRequest, TrainingStopped
+from prunefast.train.log import Meter, MetricsLog, Status, read_metrics, recent_loss, significant
+from prunefast.train.optim import learning_rate
+from prunefast.train.setup import Parts, Plan, build_parts, make_plan, open_inputs
+from prunefast.train.state import (
+    check_same_recipe,
+    latest_checkpoint,
+    load_checkpoint,
+    lock_folder,
+    save_checkpoint,
+)
+from prunefast.train.step import derived_seed, forked_generators, pick_device, repeatable_algorithms, seed_generators
+
+if TYPE_CHECKING:
+    from prunefast.data import ImageDataset
+    from prunefast.select import Coreset
+    from prunefast.stream import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What `train` did. `repeated`: the run was finished before, nothing was done."""
+
+    folder: Path  # RUN/train
+    checkpoint: Path  # the newest
+    images: int
+    steps: int
+    seconds: float  # of training, over all processes
+    images_per_second: float | None  # None where no step was timed
+    loss: float | None  # mean over the last tenth of the images
+    repeated: bool = False
+
+    def __str__(self) -> str:
+        loss = f", loss {self.loss:.4f}" if self.loss is not None else ""
+        rate = f", {self.images_per_second:,.1f} img/s" if self.images_per_second else ""
+        before = "was already trained" if self.repeated else "trained"
+        return f"{self.folder}: {before}: {self.images:,} images{loss}{rate}"
+
+
+def train(
+    config: TrainConfig,
+    data: "ImageDataset | None" = None,
+    coreset: "Coreset | None" = None,
+    progress: bool = False,
+) -> TrainResult:
+    """Train a diffusion model on the images of a coreset; the same call continues a run that was stopped.
+
+        pf.train(pf.TrainConfig(data="cifar10/train", coreset="run/coreset.parquet", out="run", images=1_000_000))
+
+    Writes OUT/train/: config.toml, metrics.jsonl, summary.json and checkpoints. A run that was stopped, however it was, and
+    continued ends with the bits of one that never was (weights, average, optimizer, metrics but for timings), on the same
+    machine with the same number of threads. `images` and `max_seconds` may grow between calls.
+
+    Args:
+        config: all options; `config.data` and `config.coreset` are opened where the next two are None.
+        data: with square images of one size, or with `config.image_size`.
+        coreset: of `data`; None and no `config.coreset`: all images.
+        progress: show the status line.
+
+    Raises:
+        InputError: an option, the data, another recipe than that of the run in `out`, or training that diverged.
+        MachineError: a full disk. The last checkpoint stays whole.
+        TrainingStopped: (a KeyboardInterrupt) after Ctrl-C or SIGTERM, once a checkpoint is written.
+    """
+    if not isinstance(config, TrainConfig):
+        raise InputTypeError(f"config is a {type(config).__name__}; give a TrainConfig")
+    data, coreset = open_inputs(config, data, coreset)
+    device = pick_device(config.device)
+    folder = RunFolder(config.out).train
+    make_folder(folder)
+    with lock_folder(folder):
+        remove_leftovers(folder)
+        found = latest_checkpoint(folder)
+        recorded = found[1] if found else None
+        plan = make_plan(config, data, coreset, device, recorded["recipe"] if recorded else None)
+        if recorded is not None:
+            check_same_recipe(recorded["recipe"], plan.recipe, folder)
+            if _is_over(config, recorded["images"], recorded["seconds"]) and _was_summarised(folder, recorded["images"]):
+                return _result(folder, found[0], repeated=True)  # type: ignore[index]
+        with forked_generators(device), repeatable_algorithms(device, config.deterministic):
+            run = _Run(plan, build_parts(plan), folder, found)
+            try:
+                run.train(progress)
+            finally:
+                run.metrics.close()
+        return _result(folder, run.checkpoint)
+
+
+def _is_over(config: TrainConfig, images: int, seconds: float) -> bool:
+    return (config.images is not None and images >= config.images) or (
+        config.max_seconds is not None and seconds >= config.max_seconds
+    )
+
+
+class _Run:
+    """The counters of a run, which a checkpoint carries, and the loop over them."""
+
+    def __init__(self, plan: Plan, parts: Parts, folder: Path, found: tuple[Path, dict[str, Any]] | None):
+        self.plan, self.config, self.device, self.parts, self.folder = plan, plan.config, plan.device, parts, folder
+        self.images = self.steps = 0
+        self.seconds = 0.0
+        self.timed_images = 0  # those that `seconds` were spent on: a process' first step is in neither
+        self.meter = Meter(plan.device)
+        offset = 0
+        self.saved_images = -1
+        if found is not None:
+            self.checkpoint, recorded = found
+            load_checkpoint(self.checkpoint, parts.model, parts.ema, parts.updater)
+            parts.loader.load_state_dict(recorded["loader"])
+            self.meter.load(recorded["meter"])
+            self.images, self.steps = recorded["images"], recorded["steps"]
+            self.seconds, self.timed_images = recorded["seconds"], recorded["timed_images"]
+            self.saved_images = self.images
+            offset = recorded["metrics_offset"]
+        self.config.dump(folder / "config.toml")
+        self.metrics = MetricsLog(folder / "metrics.jsonl", offset)
+        self.line_images, self.line_seconds = self.timed_images, self.seconds  # at the last line of metrics
+
+    @property
+    def over(self) -> bool:
+        return _is_over(self.config, self.images, self.seconds)
+
+    def train(self, show: bool) -> None:
+        """To the end of the run, to a request to stop, or to an error."""
+        config = self.config
+        with (
+            StopRequest() as stop,
+            Status(self.images, config.images, config.max_seconds, show=show) as status,
+        ):
+            if not self.over:
+                self._loop(iter(self.parts.loader), stop, status)
+            if self.over:
+                self._finish()
+            else:
+                self._save()
+            if stop.name:
+                raise TrainingStopped(
+                    f"{stop.name}: stopped after {self.images:,} images, with a checkpoint in {self.folder}"
+                    + ("" if self.over else "; the same command goes on from there")
+                )
+
+    def _loop(self, batches: "Iterator[Batch]", stop: StopRequest, status: Status) -> None:
+        config, batch_size = self.config, self.config.batch_size
+        line_steps = max(round(config.status_every_images / batch_size), 1)
+        save_images, save_time = self.images, time.monotonic()
+        last: float | None = None  # when the step before this one ended
+        while not (self.over or stop.name):
+            self._one_step(next(batches))
+            now = time.perf_counter()
+            if last is not None:
+                self.seconds += now - last
+                self.timed_images += batch_size
+            last = now
+            # from here on nothing is done at most steps
+            line_due, look_due = self.steps % line_steps == 0, status.due()
+            if line_due or look_due or self.device.type == "cpu":
+                self._check_divergence()
+            if look_due:
+                status.note(self.meter.read()["loss"], self.seconds)
+            if line_due:
+                self._write_line()
+            status.advance(batch_size)
+            images_due = config.checkpoint_every_images is not None and (
+                self.images - save_images >= config.checkpoint_every_images
+            )
+            if images_due or time.monotonic() - save_time >= config.checkpoint_every_seconds:
+                self._save()
+                save_images, save_time, last = self.images, time.monotonic(), time.perf_counter()
+
+    def _one_step(self, batch: "Batch") -> None:
+        seed_generators(self.device, derived_seed("step", self.config.seed, self.images))
+        loss = self.parts.step(batch)
+        loss.backward()
+        norm, bad = self.parts.updater.step(loss, self.images)
+        self.parts.ema.update(self.images, self.config.batch_size)
+        self.meter.update(loss, norm, bad)
+        self.images += self.config.batch_size
+        self.steps += 1
+
+    def _check_divergence(self) -> None:
+        """Bad steps were skipped on the device when they happened; where looking costs a wait, it is done with the status."""
+        if self.meter.read()["bad_in_a_row"] >= self.config.max_bad_steps:
+            raise InputError(
+                f"{self.folder}: training diverged: {self.config.max_bad_steps} steps in a row without a finite loss and "
+                f'gradient, before image {self.images:,}; try a lower lr, more warmup_images or precision="fp32" in '
+                "another out (the last checkpoint is untouched)"
+            )
+
+    def _write_line(self) -> None:
+        """One line of metrics: means since the line before."""
+        means = self.meter.read()
+        images, seconds = self.timed_images - self.line_images, self.seconds - self.line_seconds
+        self.metrics.write(
+            {
+                "images": self.images,
+                "steps": self.steps,
+                "loss": significant(means["loss"]),
+                "lr": learning_rate(self.config, self.images - self.config.batch_size),
+                "grad_norm": significant(means["grad_norm"]),
+                "skipped": means["skipped"],
+                "images_per_second": significant(images / seconds, 4) if seconds else None,
+                "seconds": round(self.seconds, 3),
+            }
+        )
+        self.meter.start_line()
+        self.line_images, self.line_seconds = self.timed_images, self.seconds
+
+    def _save(self) -> None:
+        if self.images == self.saved_images:
+            return
+        self._check_divergence()
+        self.metrics.sync()
+        state = {
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "timed_images": self.timed_images,
+            "meter": self.meter.state(),
+            "metrics_offset": self.metrics.offset,
+            "loader": self.parts.loader.state_dict(),
+            "model": self.parts.model.config,
+            "classes": list(self.plan.data.classes),
+            "recipe": self.plan.recipe,
+            "config": self.config.to_dict(),
+        }
+        parts = self.parts
+        self.checkpoint = save_checkpoint(
+            self.folder, self.images, state, parts.model, parts.ema, parts.updater, self.config.keep_checkpoints
+        )
+        self.saved_images = self.images
+        self._write_summary(finished=False)
+
+    def _finish(self) -> None:
+        """The last checkpoint, the last line, the summary. The line is behind the checkpoint's `metrics_offset`: a run that
+        is extended cuts it off and completes its interval, as if it had never ended here."""
+        self._save()
+        if self.meter.read()["steps"]:
+            self._write_line()
+        self.metrics.sync()
+        self._write_summary(finished=True)
+
+    def _write_summary(self, *, finished: bool) -> None:
+        summary = {
+            "images": self.images,
+            "steps": self.steps,
+            "seconds": round(self.seconds, 3),
+            "images_per_second": significant(self.timed_images / self.seconds, 5) if self.seconds else None,
+            "loss": recent_loss(read_metrics(self.metrics.path)),
+            "model": self.config.model,
+            "parameters": count_parameters(self.parts.model),
+            "finished": finished,
+        }
+        write_json(self.folder / "summary.json", summary)
+
+
+def _was_summarised(folder: Path, images: int) -> bool:
+    """Whether nothing is left to do after the last checkpoint."""
+    try:
+        summary = read_json(folder / "summary.json")
+        return summary["finished"] is True and summary["images"] == images
+    except (InputError, KeyError, TypeError):
+        return False
+
+
+def _result(folder: Path, checkpoint: Path, repeated: bool = False) -> TrainResult:
+    summary = read_json(folder / "summary.json")
+    keys = ("images", "steps", "seconds", "images_per_second", "loss")
+    return TrainResult(folder, checkpoint, **{key: summary[key] for key in keys}, repeated=repeated)

@@ -1,0 +1,253 @@
+"""Sampling from a checkpoint, into memory or into a folder of PNG files with the protocol beside them."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from prunefast.diffusion import make_process
+from prunefast.diffusion.samplers import SAMPLERS, Denoiser, sample_images
+from prunefast.errors import InputError, InputTypeError
+from prunefast.files import TEMPORARY_PREFIX, explain_os_error, make_folder, read_json, remove_leftovers, write_json
+from prunefast.models import build_model
+from prunefast.progress import progress as show_progress
+from prunefast.train.state import find_checkpoint, load_weights
+from prunefast.train.step import autocast, pick_device
+
+PROTOCOL_FILE = "samples.json"
+
+
+def sample(
+    checkpoint: str | os.PathLike[str],
+    n: int,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    sampler: str = "ddim",
+    steps: int = 50,
+    guidance: float = 1.0,
+    labels: Any = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    ema: bool = True,
+    device: str = "auto",
+    progress: bool = False,
+) -> np.ndarray:
+    """Images of a trained model, uint8 [n, R, R, 3].
+
+        images = pf.sample("run", 1_000, out="run/samples", steps=50)
+
+    Image k follows from the checkpoint, the seed and its number: the same in a larger n, and whatever came before. (Another
+    `batch_size` may change the last digits of torch's own products, a grey level here and there.)
+
+    With `out`, image k goes to OUT/CLASS/k.png (OUT/k.png without classes), and OUT/samples.json says how they were made. A
+    second call makes what is missing, reads the rest, and may ask for more images; another protocol is an error.
+
+    Args:
+        checkpoint: a run folder, its train folder, or one checkpoint-* folder.
+        n: number of images.
+        sampler, steps: see `prunefast.diffusion.samplers`.
+        guidance: of classifier-free guidance; 1: none.
+        labels: of a conditional model: one class or [n] classes, each a number or a name; None: balanced, image k is of
+            class k mod C.
+        batch_size: images at a time.
+        ema: the averaged weights; False: the raw ones.
+
+    Raises:
+        InputError: no whole checkpoint there, an option out of range, or a folder of other samples.
+    """
+    path, state = find_checkpoint(checkpoint)
+    if isinstance(n, bool) or not isinstance(n, int | np.integer):
+        raise InputTypeError(f"n is {n!r}; give a number of images")
+    if n < 1 or batch_size < 1 or steps < 1:
+        key, value = next((k, v) for k, v in (("n", n), ("batch_size", batch_size), ("steps", steps)) if v < 1)
+        raise InputError(f"{key} is {value}; it must be at least 1")
+    if sampler not in SAMPLERS:
+        raise InputError(f"sampler is {sampler!r}; choose one of {', '.join(SAMPLERS)}")
+    recipe, network = state["recipe"], state["model"]
+    classes = resolve_labels(labels, int(n), network["num_classes"], state["classes"])
+    if network["num_classes"] is None and guidance != 1.0:
+        raise InputError(f"guidance is {guidance:g}: the model of {path} has no classes; leave guidance at 1")
+    protocol = {
+        "n": int(n),
+        "sampler": sampler,
+        "steps": int(steps),
+        "guidance": float(guidance),
+        "seed": int(seed),
+        "labels": "balanced" if labels is None and classes is not None else _run_lengths(classes),
+        "ema": bool(ema),
+        "precision": recipe["precision"],
+        "checkpoint": state["digest"],
+        "images_trained": state["images"],
+        "process": recipe["process"],
+        "prediction": recipe["prediction"],
+        "image_size": network["image_size"],
+    }
+    target = pick_device(device)
+    files = None if out is None else _SampleFolder(Path(out), protocol, classes, state["classes"])
+
+    images = np.empty((int(n), network["image_size"], network["image_size"], network["channels"]), np.uint8)
+    missing = [k for k in range(n) if files is None or not files.read(k, images[k])]
+    if missing:
+        with torch.random.fork_rng(devices=[]):  # fresh weights are drawn before the checkpoint's are read over them
+            model = build_model(**network)
+        load_weights(path, model, ema=ema)
+        model = model.to(target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        denoiser = Denoiser(model, make_process(recipe["process"]), recipe["prediction"], guidance)
+        with show_progress("sample", len(missing), silent=not progress) as bar:
+            # whole batches of the same cut every time: what a second call makes has the bits of the first
+            for begin in sorted({k - k % batch_size for k in missing}):
+                numbers = np.arange(begin, min(begin + batch_size, n))
+                with autocast(target, recipe["precision"]):
+                    made = sample_images(
+                        denoiser,
+                        torch.from_numpy(numbers),
+                        image_size=network["image_size"],
+                        channels=network["channels"],
+                        labels=None if classes is None else torch.from_numpy(classes[numbers]),
+                        sampler=sampler,
+                        steps=int(steps),
+                        seed=int(seed),
+                        batch_size=batch_size,
+                    )
+                new = [k for k in missing if begin <= k < begin + batch_size]
+                images[new] = quantise(made).numpy()[np.array(new) - begin]
+                if files is not None:
+                    for k in new:
+                        files.write(k, images[k])
+                bar.advance(len(new))
+    if files is not None:
+        files.finish()
+    return images
+
+
+def quantise(images: torch.Tensor) -> torch.Tensor:
+    """[n, C, R, R] in [-1, 1] -> uint8 [n, R, R, C], as EDM: clip(127.5 x + 128), cut to whole numbers."""
+    return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
+
+
+def resolve_labels(labels: Any, n: int, num_classes: int | None, names: Sequence[str]) -> np.ndarray | None:
+    """int64 [n] class numbers for `sample`'s argument `labels`; None for a model without classes."""
+    if num_classes is None:
+        if labels is not None:
+            raise InputError("labels: the model has no classes; leave labels out")
+        return None
+    if labels is None:
+        return np.arange(n, dtype=np.int64) % num_classes
+    single = isinstance(labels, str) or np.ndim(labels) == 0
+    values = [labels] * n if single else list(labels)
+    if len(values) != n:
+        raise InputError(f"labels: {len(values)} for {n} images; give one class, or one for each image")
+    numbers = np.empty(n, np.int64)
+    for k, value in enumerate(values):
+        if isinstance(value, str):
+            if value not in names:
+                raise InputError(f"labels: there is no class {value!r}; there are: {', '.join(names)}")
+            numbers[k] = names.index(value)
+            continue
+        number = value.item() if isinstance(value, np.generic | torch.Tensor) else value
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise InputTypeError(f"labels: {value!r} is no class; give numbers or names")
+        if not 0 <= number < num_classes:
+            raise InputError(f"labels: {number} is not in 0 .. {num_classes - 1}")
+        numbers[k] = number
+    return numbers
+
+
+def _run_lengths(classes: np.ndarray | None) -> list[list[int]] | None:
+    """[[class, count], ...] in order: short for what people ask for, exact for everything."""
+    if classes is None:
+        return None
+    starts = np.flatnonzero(np.r_[True, classes[1:] != classes[:-1]])
+    counts = np.diff(np.r_[starts, len(classes)])
+    return [[int(classes[start]), int(count)] for start, count in zip(starts, counts, strict=True)]
+
+
+@dataclasses.dataclass
+class _SampleFolder:
+    """PNG files of one protocol. Checked and begun when made: samples.json is there before the first image."""
+
+    path: Path
+    protocol: dict[str, Any]
+    labels: np.ndarray | None
+    class_names: list[str]
+
+    def __post_init__(self) -> None:
+        make_folder(self.path)
+        remove_leftovers(self.path)
+        record = self.path / PROTOCOL_FILE
+        if record.exists():
+            self._check_same(read_json(record), record)
+        elif any(self.path.iterdir()):
+            raise InputError(f"{self.path}: has files in it but no {PROTOCOL_FILE}; choose an empty folder for samples")
+        self._folders = [self.path]
+        if self.labels is not None:
+            self._folders = [self.path / name for name in folder_names(self.class_names)]
+            for label in np.unique(self.labels):
+                make_folder(self._folders[label])
+                remove_leftovers(self._folders[label])
+        write_json(record, {"protocol": self.protocol, "finished": False})
+
+    def _check_same(self, recorded: Any, record: Path) -> None:
+        before = recorded.get("protocol") if isinstance(recorded, dict) else None
+        if not isinstance(before, dict) or not isinstance(before.get("n"), int):
+            raise InputError(f"{record}: is no record of samples; choose another folder")
+        changed = [key for key in self.protocol if key not in ("n", "labels") and before.get(key) != self.protocol[key]]
+        if self.protocol["n"] < before["n"]:
+            changed.insert(0, "n")
+        if not _continues(before.get("labels"), self.protocol["labels"]):
+            changed.append("labels")
+        if changed:
+            listing = ", ".join(f"{key} {before.get(key)}, now {self.protocol[key]}" for key in changed)
+            raise InputError(f"{self.path}: holds samples of another protocol ({listing}); choose another folder")
+
+    def _file(self, k: int) -> Path:
+        folder = self._folders[0] if self.labels is None else self._folders[self.labels[k]]
+        return folder / f"{k:06d}.png"
+
+    def read(self, k: int, into: np.ndarray) -> bool:
+        """Whether image k is there and whole; its pixels go to `into`."""
+        try:
+            with Image.open(self._file(k)) as image:
+                pixels = np.asarray(image)
+        except (OSError, SyntaxError, ValueError):  # SyntaxError: what Pillow raises for a broken PNG
+            return False
+        if pixels.shape[:2] != into.shape[:2] or pixels.dtype != np.uint8:
+            return False
+        into[...] = pixels.reshape(into.shape)
+        return True
+
+    def write(self, k: int, pixels: np.ndarray) -> None:
+        """Renamed into place, but not flushed one by one: a file that a power cut tore is found by `read` and made again."""
+        path = self._file(k)
+        temporary = path.with_name(TEMPORARY_PREFIX + path.name)
+        try:
+            Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]).save(temporary, format="PNG")
+            os.replace(temporary, path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise explain_os_error(error, path) from None
+
+    def finish(self) -> None:
+        write_json(self.path / PROTOCOL_FILE, {"protocol": self.protocol, "finished": True})
+
+
+def _continues(before: Any, now: Any) -> bool:
+    """Whether the classes of the first images are the same: equal, or the same classes and then more."""
+    if not isinstance(before, list) or not isinstance(now, list):
+        return before == now
+    expanded, wanted = ([label for label, count in runs for _ in range(count)] for runs in (before, now))
+    return wanted[: len(expanded)] == expanded
+
+
+def folder_names(classes: Sequence[str]) -> list[str]:
+    """A folder name for each class: the class name where it is one, and no path out of the folder."""
+    names: list[str] = []
+    for number, name in enumerate(classes):
+        plain = "".join("_" if c in '/\\:*?"<>|' or ord(c) < 32 else c for c in name).strip(" .")
+        names.append(plain if plain and plain not in names else f"{plain or 'class'}-{number}")
+    return names

@@ -1,0 +1,177 @@
+"""One training step up to its loss: everything random in it is a function of (seed, global image position).
+
+Mirroring, time, label drop and noise come from Philox streams keyed by the position of each image, so they do not depend
+on how the images are cut into batches or dealt to ranks. What a network draws itself (dropout) comes from torch's
+generators, seeded for every step from (seed, first position) inside a fork: the caller's generators are put back.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from prunefast import ops
+from prunefast.diffusion import DenoisingLoss, Weighting, make_weighting
+from prunefast.errors import InputError
+from prunefast.ops.philox import Stream
+
+if TYPE_CHECKING:
+    from prunefast.stream import Batch
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto": a GPU where there is one. `InputError` for one that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device is {name!r}; give auto, cpu, cuda or cuda:NUMBER") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device {name!r} is not supported; give auto, cpu, cuda or cuda:NUMBER")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise InputError(f"device {name!r}: torch sees {count} GPUs here; give auto or cpu")
+        return torch.device("cuda", device.index if device.index is not None else torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def pick_precision(precision: str, device: torch.device) -> str:
+    """"bf16" or "fp32". "auto" takes bf16 where the hardware multiplies it: elsewhere it is emulated, several times
+    slower. Weights, their average and the optimizer are float32 either way (bf16 autocast)."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if has_bf16 else "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def pick_weighting(name: str, gamma: float | None) -> Weighting:
+    weighting = make_weighting(name)
+    if gamma is None:
+        return weighting
+    if "gamma" not in (field.name for field in dataclasses.fields(weighting)):  # type: ignore[arg-type]
+        raise InputError(f"weighting_gamma: weighting {name!r} has no gamma; leave it out")
+    return dataclasses.replace(weighting, gamma=gamma)  # type: ignore[type-var]
+
+
+class TrainingStep:
+    """batch -> loss.
+
+    Args:
+        network: called as network(x, time, labels); may be compiled. On its device, channels_last.
+        loss: holds the process, the prediction, the weighting and class weights.
+        seed: of all Philox streams.
+        num_classes: None: unconditional. Label `num_classes` is the null class.
+        label_drop: share of labels replaced by the null class, once, at the input.
+        flip: mirror each image with probability 1/2.
+        precision: "bf16" or "fp32".
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: DenoisingLoss,
+        *,
+        seed: int,
+        num_classes: int | None,
+        label_drop: float,
+        flip: bool,
+        precision: str,
+    ):
+        self.network = network
+        self.loss = loss
+        self.seed = seed
+        self.num_classes = num_classes
+        self.label_drop = label_drop
+        self.flip = flip
+        self.precision = precision
+
+    def __call__(self, batch: "Batch") -> Tensor:
+        """The loss of a batch (images uint8 [B, C, R, R] on the device), a float32 scalar with its graph."""
+        images, position = batch.images, batch.position
+        device = images.device
+        process = self.loss.process
+
+        time = process.sample_time(self._uniform(position, Stream.TIME))
+        flip = self._uniform(position, Stream.FLIP) < 0.5 if self.flip else None
+        # Regenerating noise inside a kernel is free on a GPU, which waits for memory, and not on a CPU.
+        noise = (self.seed, position) if device.type == "cuda" else ops.randn_philox(images.shape, self.seed, position)
+        alpha, sigma = process.input_coefficients(time)
+        x = ops.add_noise(
+            images,
+            alpha,
+            sigma,
+            noise,
+            flip=flip,
+            dtype=torch.bfloat16 if self.precision == "bf16" else torch.float32,
+            memory_format=torch.channels_last,
+        )
+        labels = None
+        if self.num_classes is not None:
+            labels = batch.labels
+            if self.label_drop > 0:
+                dropped = self._uniform(position, Stream.LABEL_DROP) < self.label_drop
+                labels = torch.where(dropped, self.num_classes, labels)
+        with autocast(device, self.precision):
+            prediction = self.network(x, process.network_time(time), labels)
+        return self.loss(prediction, images, noise, time, batch.labels, batch.weight, flip=flip)
+
+    def _uniform(self, position: Tensor, stream: Stream) -> Tensor:
+        return ops.uniform_philox((len(position),), self.seed, position, stream)
+
+
+def derived_seed(purpose: str, seed: int, position: int = 0) -> int:
+    """A seed for a generator of torch's, 63 bits of BLAKE2b: steps with neighbouring numbers get unrelated seeds."""
+    digest = hashlib.blake2b(f"prunefast {purpose} {seed} {position}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@contextlib.contextmanager
+def forked_generators(device: torch.device) -> Iterator[None]:
+    """torch's generators of the CPU and of `device` are put back at the end."""
+    with torch.random.fork_rng(devices=[device.index] if device.type == "cuda" else []):
+        yield
+
+
+def seed_generators(device: torch.device, seed: int) -> None:
+    """Only those that `forked_generators` puts back (torch.manual_seed would touch every GPU)."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
+
+
+@contextlib.contextmanager
+def repeatable_algorithms(device: torch.device, deterministic: bool) -> Iterator[None]:
+    """On a GPU: algorithms that give the same bits every time, or cuDNN's fastest. The settings are put back.
+
+    A CPU's algorithms repeat anyway, for a given number of threads.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    with torch.backends.cudnn.flags(enabled=True, benchmark=not deterministic, deterministic=deterministic):
+        try:
+            if deterministic:
+                torch.use_deterministic_algorithms(True, warn_only=True)
+                torch.utils.deterministic.fill_uninitialized_memory = False
+            with warnings.catch_warnings():
+                # cuBLAS varies between streams only, and this trains on one
+                warnings.filterwarnings("ignore", message="(?s).*CUBLAS_WORKSPACE_CONFIG")
+                yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            torch.utils.deterministic.fill_uninitialized_memory = fill

@@ -1,0 +1,20 @@
+import sys
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def diffusers() -> ModuleType:
+    """The peer whose networks are the oracle. It imports torchvision where that is installed; one that does not match torch
+    raises there, so it is hidden when it does."""
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            import torchvision  # noqa: F401
+        except Exception:
+            for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+                patch.delitem(sys.modules, name)
+            patch.setitem(sys.modules, "torchvision", None)
+        module = pytest.importorskip("diffusers")
+        _ = module.UNet2DModel, module.DiTTransformer2DModel
+    return module
