@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from prunefast.data import ImageDataset, open_dataset, open_run_dataset
-from prunefast.encode import embed
+from prunefast.encode import embed, open_features
 from prunefast.errors import InputError
 from prunefast.evaluate import Evaluation, evaluate
 from prunefast.files import RunFolder, make_folder, read_json, remove_leftovers
@@ -74,20 +74,9 @@ def embed_run(run: RunFolder, data: ImageDataset, *, progress: bool = False, **o
     before = _written(run.features)
     features = embed(data, out=run.features, progress=progress, **options)
     encoder = read_json(run.features_manifest)["encoder"]
-    facts = {"encoder": encoder.get("name"), "images": len(features), "dimensions": features.shape[1]}
+    facts = {"encoder": encoder["encoder"], "images": len(features), "dimensions": features.shape[1]}
     text = f"{facts['images']:,} images x {facts['dimensions']} features of {facts['encoder']}"
     return Outcome(text, facts, repeated=_written(run.features) == before)
-
-
-def load_features(run: RunFolder, data: ImageDataset) -> np.ndarray:
-    """float32 [N, D], memory-mapped; InputError where there are none or they are another data set's."""
-    if not run.features.exists():
-        raise InputError(f"{run.features}: no such file; run: prunefast embed DATA -o {run.path}")
-    recorded = read_json(run.features_manifest).get("data_fingerprint")
-    features = np.load(run.features, mmap_mode="r", allow_pickle=False)
-    if recorded != data.fingerprint or len(features) != len(data):
-        raise InputError(f"{run.features}: holds features of another data set; delete it and embed again")
-    return features
 
 
 def score_run(
@@ -101,7 +90,7 @@ def score_run(
     made = dataclasses.asdict(chosen.make_options(options))
     manifest = {"method": method, "options": made, "per_class": per_class, "seed": seed, "direction": chosen.direction}
     if chosen.needs_features:
-        features = load_features(run, data)
+        features = open_features(run.features, data)
         manifest["features"] = _digest(run.features_manifest)
     else:
         features = np.empty((len(data), 0), np.float32)
@@ -146,7 +135,7 @@ def select_run(
         arguments["scores"] = load_scores(run.scores, method, data)
         request["scores"] = load_manifests(run.scores, data)[method]
     elif method != "random":
-        arguments["features"] = load_features(run, data)
+        arguments["features"] = open_features(run.features, data)
         request["features"] = _digest(run.features_manifest)
     repeated = path.exists() and _agrees(Coreset.load(path, data).manifest.get("request"), request)
     if repeated:

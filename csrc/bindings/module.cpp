@@ -1,3 +1,127 @@
+// The Python face of the C interface: addresses and sizes in, a status out. It sees neither torch nor NumPy, releases the GIL
+// around every call, and turns a status into an exception; prunefast.ops checks and converts before it comes here.
 #include <pybind11/pybind11.h>
+
+#include <new>
+#include <stdexcept>
+
 #include "prunefast/prunefast.h"
-PYBIND11_MODULE(_native, m) { m.def("abi_version", &prunefast_abi_version); }
+
+namespace py = pybind11;
+
+namespace {
+
+template <typename T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// (address, dtype, stride of sample, channel, row, column); None: absent.
+prunefast_image image(const py::object& value) {
+  prunefast_image result = {nullptr, {0, 0, 0, 0}, PRUNEFAST_FLOAT32};
+  if (value.is_none()) return result;
+  const auto fields = value.cast<py::tuple>();
+  result.data = pointer<void>(fields[0].cast<uintptr_t>());
+  result.dtype = fields[1].cast<int32_t>();
+  for (size_t i = 0; i < 4; ++i) result.stride[i] = fields[2 + i].cast<int64_t>();
+  return result;
+}
+
+// (sizes of the result: samples, channels, height, width, of x0: height, width; x0; noise; seed; position; corner; flip; threads)
+prunefast_image_args images(const py::tuple& fields) {
+  prunefast_image_args args = {};
+  int64_t* const sizes[] = {&args.samples, &args.channels,     &args.height,
+                            &args.width,   &args.image_height, &args.image_width};
+  for (size_t i = 0; i < 6; ++i) *sizes[i] = fields[i].cast<int64_t>();
+  args.x0 = image(fields[6]);
+  args.noise = image(fields[7]);
+  args.seed = fields[8].cast<uint64_t>();
+  args.position = pointer<int64_t>(fields[9].cast<uintptr_t>());
+  args.corner = pointer<int64_t>(fields[10].cast<uintptr_t>());
+  args.flip = pointer<uint8_t>(fields[11].cast<uintptr_t>());
+  args.threads = fields[12].cast<int32_t>();
+  return args;
+}
+
+template <typename Call>
+void run(Call call) {
+  int32_t status;
+  {
+    py::gil_scoped_release release;
+    status = call();
+  }
+  switch (status) {
+    case PRUNEFAST_OK:
+      return;
+    case PRUNEFAST_OUT_OF_MEMORY:
+      throw std::bad_alloc();
+    case PRUNEFAST_OUT_OF_RANGE:
+      throw py::value_error(prunefast_last_error());
+    default:
+      throw std::runtime_error(prunefast_last_error());
+  }
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "prunefast's native core. Use prunefast.ops: nothing here checks its arguments.";
+  m.def("abi_version", &prunefast_abi_version);
+  m.def("isa_in_use", [] { return prunefast_isa_name(prunefast_isa_in_use()); });
+  m.def("isas", [] {
+    py::dict available;
+    for (int32_t isa = 0; prunefast_isa_name(isa); ++isa)
+      available[prunefast_isa_name(isa)] = prunefast_isa_available(isa) != 0;
+    return available;
+  });
+  m.def("has_openmp", [] { return prunefast_has_openmp() != 0; });
+  m.def("threads", &prunefast_threads);
+
+  m.def("philox", [](int32_t kind, uintptr_t out, int32_t dtype, int64_t samples, int64_t elements, uint64_t seed,
+                     uint32_t stream, uintptr_t position, int32_t threads) {
+    run([=] {
+      return prunefast_philox(kind, pointer<void>(out), dtype, samples, elements, seed, stream, pointer<int64_t>(position),
+                              threads);
+    });
+  });
+  m.def("topk", [](uintptr_t x, uintptr_t y, int64_t rows, int64_t others, int64_t columns, int64_t x_row_stride,
+                   int64_t y_row_stride, int64_t k, bool inner, bool certify, bool exclude_self, uintptr_t index,
+                   uintptr_t distance, int32_t threads) {
+    const prunefast_topk_args args = {pointer<float>(x), pointer<float>(y), rows,  others,  columns,      x_row_stride,
+                                      y_row_stride,      k,                 inner, certify, exclude_self, threads,
+                                      pointer<int64_t>(index), pointer<float>(distance)};
+    run([&] { return prunefast_topk(&args); });
+  });
+  m.def("class_sums", [](uintptr_t x, int64_t rows, int64_t columns, int64_t x_row_stride, uintptr_t labels,
+                         int64_t classes, uintptr_t sums, uintptr_t counts, int32_t threads) {
+    run([=] {
+      return prunefast_class_sums(pointer<float>(x), rows, columns, x_row_stride, pointer<int64_t>(labels), classes,
+                                  pointer<double>(sums), pointer<int64_t>(counts), threads);
+    });
+  });
+  m.def("denoising_loss", [](const py::tuple& image_args, const py::object& pred, const py::object& gradient, uintptr_t a,
+                             uintptr_t b, uintptr_t weight, uintptr_t gradient_scale, uintptr_t labels, uintptr_t reference,
+                             int64_t classes, uintptr_t loss, uintptr_t per_sample, uintptr_t excess, uintptr_t count) {
+    const prunefast_denoising_loss_args args = {images(image_args),
+                                                image(pred),
+                                                image(gradient),
+                                                pointer<float>(a),
+                                                pointer<float>(b),
+                                                pointer<float>(weight),
+                                                pointer<float>(gradient_scale),
+                                                pointer<int64_t>(labels),
+                                                pointer<float>(reference),
+                                                classes,
+                                                pointer<float>(loss),
+                                                pointer<float>(per_sample),
+                                                pointer<float>(excess),
+                                                pointer<int64_t>(count)};
+    run([&] { return prunefast_denoising_loss(&args); });
+  });
+  m.def("add_noise", [](const py::tuple& image_args, uintptr_t alpha, uintptr_t sigma, const py::object& out,
+                        bool coordinates) {
+    const prunefast_add_noise_args args = {images(image_args), pointer<float>(alpha), pointer<float>(sigma), image(out),
+                                           coordinates};
+    run([&] { return prunefast_add_noise(&args); });
+  });
+}

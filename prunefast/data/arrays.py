@@ -45,13 +45,17 @@ def _header(head: bytes, what: str) -> tuple[tuple[int, ...], bool, np.dtype[Any
     return shape, fortran, dtype, file.tell()
 
 
-def _image_shape(shape: tuple[int, ...], fortran: bool, dtype: np.dtype[Any], what: str) -> tuple[int, int, int, Layout]:
+def _image_shape(
+    shape: tuple[int, ...], fortran: bool, dtype: np.dtype[Any], what: str
+) -> tuple[int, int, int, Layout]:
     """(height, width, channels, layout) of an array of images."""
     if dtype != np.uint8:
         fix = "it holds Python objects, which are not read" if dtype.hasobject else "save it as uint8 (0..255)"
         raise InputError(f"{what}: has dtype {dtype}; {fix}")
     if fortran and len([side for side in shape if side > 1]) > 1:
-        raise InputError(f"{what}: is in Fortran order; save it again with numpy.save(path, numpy.ascontiguousarray(x))")
+        raise InputError(
+            f"{what}: is in Fortran order; save it again with numpy.save(path, numpy.ascontiguousarray(x))"
+        )
     if 0 in shape or not shape:
         raise InputError(f"{what}: has shape {shape}: there are no images in it")
     if len(shape) == 3:
@@ -74,7 +78,10 @@ def _listing(
         height, width, channels, layout = _image_shape(shape, fortran, dtype, what)
         count, row = shape[0], math.prod(shape[1:])
         if count * row > length - skip:
-            raise InputError(f"{what}: says it has {count * row:,} bytes, there are {length - skip:,}; it was cut short, copy it again")
+            raise InputError(
+                f"{what}: says it has {count * row:,} bytes, there are {length - skip:,}; it was cut short, copy it "
+                "again"
+            )
         if max(height, width) >= 1 << 31:
             raise InputError(f"{what}: has shape {shape}, which are no images")
         parts = (
@@ -112,7 +119,9 @@ def list_npz(path: str, members: Listing, entry: CacheEntry, progress: bool) -> 
     keys = {name.removesuffix(".npy"): row for row, name in enumerate(members.names)}
     image_key = next((key for key in IMAGE_KEYS if key in keys), None)
     if image_key is None:
-        raise InputError(f"{path}: has the arrays {', '.join(sorted(keys)[:8])}; name the images one of {', '.join(IMAGE_KEYS)}")
+        raise InputError(
+            f"{path}: has the arrays {', '.join(sorted(keys)[:8])}; name the images one of {', '.join(IMAGE_KEYS)}"
+        )
     label_key = next((key for key in LABEL_KEYS if key in keys), None)
     what = f"{path}: {image_key}"
     begin, length, expanded = _place(members, keys[image_key])
@@ -125,7 +134,9 @@ def list_npz(path: str, members: Listing, entry: CacheEntry, progress: bool) -> 
                 lambda: _Inflated(descriptor, begin, length, expanded, what),
                 file_signature(path),
                 ".npy",
-                lambda first: None if first[:6] == NPY_MAGIC else f"{image_key} is not a .npy array; save the file again",
+                lambda first: (
+                    None if first[:6] == NPY_MAGIC else f"{image_key} is not a .npy array; save the file again"
+                ),
                 entry,
                 progress,
             )
@@ -138,13 +149,16 @@ def list_npz(path: str, members: Listing, entry: CacheEntry, progress: bool) -> 
     def labels(count: int) -> tuple[np.ndarray | None, list[str]]:
         if label_key is None:
             return None, []
-        return check_labels(_small_array(path, members, keys[label_key], label_key), None, count, f"{path}: {label_key}")
+        return check_labels(
+            _small_array(path, members, keys[label_key], label_key), None, count, f"{path}: {label_key}"
+        )
 
     return _listing(what, file, begin, length, labels)
 
 
 def _place(members: Listing, row: int) -> tuple[int, int, int]:
-    assert members.offset is not None and members.expanded is not None
+    assert members.offset is not None
+    assert members.expanded is not None
     return int(members.offset[row]), int(members.length[row]), int(members.expanded[row])
 
 
@@ -187,7 +201,9 @@ class _Inflated(io.RawIOBase):
         while want:
             data = self._engine.unconsumed_tail
             if not data and self._position < self._end:
-                data = read_exactly(self._descriptor, min(_CHUNK, self._end - self._position), self._position, self._what)
+                data = read_exactly(
+                    self._descriptor, min(_CHUNK, self._end - self._position), self._position, self._what
+                )
                 self._position += len(data)
             out = self._engine.decompress(data, want)
             if out:
@@ -196,4 +212,3 @@ class _Inflated(io.RawIOBase):
             if not data:
                 break
         return b""
-

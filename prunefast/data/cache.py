@@ -26,7 +26,9 @@ def default_cache_folder() -> Path:
     try:
         return (Path(base) if base else Path.home() / ".cache") / "prunefast"
     except RuntimeError:
-        raise InputError("cache_dir: this user has no home folder; set cache_dir= or the variable PRUNEFAST_CACHE") from None
+        raise InputError(
+            "cache_dir: this user has no home folder; set cache_dir= or the variable PRUNEFAST_CACHE"
+        ) from None
 
 
 class CacheEntry:
@@ -34,7 +36,9 @@ class CacheEntry:
 
     def __init__(self, path: str, cache_dir: str | os.PathLike[str] | None):
         base = default_cache_folder() if cache_dir is None else Path(cache_dir)
-        readable = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in os.path.basename(path))[-40:]
+        readable = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in os.path.basename(path))[
+            -40:
+        ]
         self.folder = base.absolute() / f"{digest(path)[:16]}-{readable}"
 
     @contextlib.contextmanager
@@ -48,22 +52,26 @@ class CacheEntry:
             descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except (PrunefastError, OSError) as error:
             kind = MachineError if isinstance(error, MachineError) else InputError
-            raise kind(f"{self.folder}: the cache cannot be written ({error}); set cache_dir= or PRUNEFAST_CACHE") from None
+            raise kind(
+                f"{self.folder}: the cache cannot be written ({error}); set cache_dir= or PRUNEFAST_CACHE"
+            ) from None
         try:
             if fcntl is not None:
                 with contextlib.suppress(OSError):  # network file systems without locks
                     fcntl.flock(descriptor, fcntl.LOCK_EX)
-                    remove_leftovers(self.folder)  # of a process that was killed: only the holder of the lock writes here
+                    remove_leftovers(
+                        self.folder
+                    )  # of a process that was killed: only the holder of the lock writes here
             yield
         finally:
             os.close(descriptor)
 
 
-def digest(*parts: str | bytes) -> str:
+def digest(*parts: str | bytes | memoryview) -> str:
     """128 bits of BLAKE2b in hex; parts are set apart by their lengths."""
     state = hashlib.blake2b(digest_size=16)
     for part in parts:
-        data = part if isinstance(part, bytes) else part.encode("utf-8", "surrogateescape")
+        data = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
         state.update(len(data).to_bytes(8, "little"))
         state.update(data)
     return state.hexdigest()

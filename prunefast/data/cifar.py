@@ -1,8 +1,8 @@
 """CIFAR-10 and CIFAR-100 as published: python batches (pickles) and binary batches, in a folder or a tar.
 
-The pickles are not unpickled. A small interpreter runs the few opcodes that such a file is made of (no import, no call of
-anything), so a file that carries code is refused before anything of it runs, and the place of the pixels in the file is known: images
-are read by offset as from everywhere else.
+The pickles are not unpickled. A small interpreter runs the few opcodes that such a file is made of (no import, no call
+of anything), so a file that carries code is refused before anything of it runs, and the place of the pixels in the file
+is known: images are read by offset as from everywhere else.
 Formats: https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from prunefast.data.listing import Listing
+from prunefast.data.cache import digest
+from prunefast.data.listing import Listing, choose_split
 from prunefast.data.storage import explain_read_error, open_for_reading, read_exactly
 from prunefast.errors import InputError
 
@@ -50,8 +51,16 @@ def _kind_of(names: set[str]) -> _Kind | None:
 
 
 def list_batch_files(path: str) -> Listing | None:
-    """The batch files lying in a folder, or in the one sub-folder that the published archives have; None if there are none."""
-    for folder in (path, *(os.path.join(path, name) for name in ("cifar-10-batches-py", "cifar-10-batches-bin", "cifar-100-python", "cifar-100-binary"))):
+    """The batch files lying in a folder, or in the one sub-folder that the published archives have; None if there are
+    none.
+    """
+    for folder in (
+        path,
+        *(
+            os.path.join(path, name)
+            for name in ("cifar-10-batches-py", "cifar-10-batches-bin", "cifar-100-python", "cifar-100-binary")
+        ),
+    ):
         try:
             with os.scandir(folder) as entries:
                 files = {entry.name: entry.path for entry in entries if entry.is_file()}
@@ -90,7 +99,7 @@ def list_cifar(source: str, batches: Listing, split: str | None) -> Listing:
     kind = _kind_of(set(rows))
     assert kind is not None
     there = [name for name, files in kind.splits.items() if any(file in rows for file in files)]
-    chosen = _choose(source, there, split)
+    chosen = choose_split(source, there, split)
     names: list[str] = []
     container: list[np.ndarray] = []
     offset: list[np.ndarray] = []
@@ -113,7 +122,7 @@ def list_cifar(source: str, batches: Listing, split: str | None) -> Listing:
             container.append(np.full(count, batches.container[row], dtype=np.int32))
             offset.append(base + begin + step * np.arange(count, dtype=np.int64))
             label.append(labels)
-            content.append(digest_of(data))
+            content.append(digest(data))
     labels = np.concatenate(label)
     classes = _class_names(source, batches, rows, kind, int(labels.max()) + 1)
     return Listing(
@@ -132,23 +141,12 @@ def list_cifar(source: str, batches: Listing, split: str | None) -> Listing:
     )
 
 
-def _choose(source: str, there: list[str], split: str | None) -> str:
-    from prunefast.data.listing import choose_split
-
-    return choose_split(source, there, split)
-
-
-def digest_of(data: bytes) -> str:
-    from prunefast.data.cache import digest
-
-    return digest(data)
-
-
 def _read(batches: Listing, row: int, what: str) -> bytes:
     length = int(batches.length[row])
     if length > _MAX_BATCH_BYTES or (batches.expanded is not None and batches.expanded[row] >= 0):
         raise InputError(f"{what}: is too large or compressed; unpack the archive and open the folder")
-    assert batches.container is not None and batches.offset is not None
+    assert batches.container is not None
+    assert batches.offset is not None
     descriptor = open_for_reading(batches.containers[int(batches.container[row])])
     try:
         return read_exactly(descriptor, length, int(batches.offset[row]), what)
@@ -157,10 +155,14 @@ def _read(batches: Listing, row: int, what: str) -> bytes:
 
 
 def _binary(data: bytes, label_bytes: int, what: str) -> tuple[int, int, np.ndarray]:
-    """(offset of the first image, step, labels): rows of label bytes and 3072 pixels; CIFAR-100's second label is the fine one."""
+    """(offset of the first image, step, labels): rows of label bytes and 3072 pixels; CIFAR-100's second label is the
+    fine one.
+    """
     step = label_bytes + ROW
     if not data or len(data) % step:
-        raise InputError(f"{what}: has {len(data):,} bytes, no multiple of {step:,}; it was cut short, download it again")
+        raise InputError(
+            f"{what}: has {len(data):,} bytes, no multiple of {step:,}; it was cut short, download it again"
+        )
     labels = np.frombuffer(data, dtype=np.uint8).reshape(-1, step)[:, label_bytes - 1].astype(np.int64)
     return label_bytes, step, labels
 
@@ -172,7 +174,10 @@ def _pickled(data: bytes, what: str) -> tuple[int, int, np.ndarray]:
     if not isinstance(pixels, PickledArray) or not isinstance(labels, list):
         raise InputError(f'{what}: has no "data" array and "labels" list; it is not a CIFAR batch, download it again')
     if pixels.dtype != "u1" or len(pixels.shape) != 2 or pixels.shape[1] != ROW or pixels.fortran:
-        raise InputError(f"{what}: its data have shape {pixels.shape} and type {pixels.dtype!r}, not [N, {ROW}] bytes; download it again")
+        raise InputError(
+            f"{what}: its data have shape {pixels.shape} and type {pixels.dtype!r}, not [N, {ROW}] bytes; download "
+            "it again"
+        )
     if pixels.size != pixels.shape[0] * ROW or not pixels.shape[0]:
         raise InputError(f"{what}: its data are cut short; download it again")
     if len(labels) != pixels.shape[0]:
@@ -188,7 +193,7 @@ def _class_names(source: str, batches: Listing, rows: dict[str, int], kind: _Kin
     what = f"{source}: {kind.names}"
     data = _read(batches, rows[kind.names], what)
     if kind.label_bytes:
-        names = data.decode("utf-8", "replace").split()
+        names: Any = data.decode("utf-8", "replace").split()
     else:
         meta = read_plain_pickle(data, what)
         names = meta.get("label_names", meta.get("fine_label_names")) if isinstance(meta, dict) else None
@@ -241,18 +246,23 @@ class _Refused(Exception):
 
 
 def read_plain_pickle(data: bytes, what: str) -> Any:
-    """Dicts, lists, tuples, numbers and strings of a pickle, arrays as `PickledArray`; bytes and str both come out as str in dicts and lists.
+    """Dicts, lists, tuples, numbers and strings of a pickle, arrays as `PickledArray`; bytes and str both come out as
+    str in dicts and lists.
 
     Executes nothing. InputError where the pickle names anything but NumPy's array and dtype, or is broken.
     """
     try:
         return _run(data)
     except _Refused as error:
-        raise InputError(f"{what}: {error}; it was not made by the CIFAR authors and may carry code: do not open it") from None
+        raise InputError(
+            f"{what}: {error}; it was not made by the CIFAR authors and may carry code: do not open it"
+        ) from None
     except (MemoryError, InputError):
         raise
     except Exception as error:  # whatever a damaged stream makes of a stack machine
-        raise InputError(f"{what}: is no readable pickle ({' '.join(str(error).split())[:100]}); download it again") from None
+        raise InputError(
+            f"{what}: is no readable pickle ({' '.join(str(error).split())[:100]}); download it again"
+        ) from None
 
 
 def _run(data: bytes) -> Any:
@@ -279,8 +289,10 @@ def _run(data: bytes) -> Any:
             raise ValueError("items appended to what is no list")
         target.extend(_plain(item) for item in items)
 
+    argument: Any
     for opcode, argument, position in pickletools.genops(data):
         name = opcode.name
+        assert position is not None
         if name in ("PROTO", "FRAME"):
             continue
         if name in _INTEGERS or name in _TEXTS:
@@ -378,7 +390,9 @@ def _made(function: Any, arguments: Any) -> Any:
 
 
 def _built(target: Any, state: Any) -> None:
-    """The stand-in for __setstate__: (version, shape, dtype, fortran, bytes) of an array; a dtype's byte order does not matter here."""
+    """The stand-in for __setstate__: (version, shape, dtype, fortran, bytes) of an array; a dtype's byte order does
+    not matter here.
+    """
     if isinstance(target, _Name) and target.name.startswith("dtype "):
         return
     if not isinstance(target, PickledArray) or not isinstance(state, tuple) or len(state) != 5:

@@ -87,7 +87,9 @@ class ImageDataset:
     def __repr__(self) -> str:
         size = f"{self.image_size} px" if self.image_size else "sizes differ"
         classes = f", {len(self.classes)} classes" if self.classes else ""
-        return f"ImageDataset({self.path or 'in memory'!r}, split={self.split!r}, {len(self):,} images, {size}{classes})"
+        return (
+            f"ImageDataset({self.path or 'in memory'!r}, split={self.split!r}, {len(self):,} images, {size}{classes})"
+        )
 
     def with_image_size(self, side: int | None) -> "ImageDataset":
         """The same items (and fingerprint), given by `images` as side x side squares."""
@@ -117,7 +119,7 @@ class ImageDataset:
     def images(self, indices: Any) -> np.ndarray:
         """Images as squares: uint8 [n, R, R, 3], RGB, C order.
 
-        Centre crop to a square, then to R = image_size: box filter down, bicubic up; untouched where it is R x R already.
+        Centre crop to a square, then to R = image_size: box filter down, bicubic up; nothing where it is R x R.
         Raises InputError for an index out of range, no common size, or a broken image.
         """
         side = self._side()
@@ -155,7 +157,9 @@ class ImageDataset:
         def submit(items: np.ndarray) -> None:
             out = np.empty((len(items), side, side, 3), dtype=np.uint8)
             step = max(_MIN_TASK, -(-len(items) // threads))
-            tasks = [pool.submit(self._fill, items[k : k + step], out[k : k + step]) for k in range(0, len(items), step)]
+            tasks = [
+                pool.submit(self._fill, items[k : k + step], out[k : k + step]) for k in range(0, len(items), step)
+            ]
             waiting.append((items, out, tasks))
 
         try:
@@ -175,7 +179,8 @@ class ImageDataset:
     def _side(self) -> int:
         if self.image_size is None:
             raise InputError(
-                f"image_size: the images of {self.path or 'this data set'} have different shapes; give image_size= (pixels) to get squares"
+                f"image_size: the images of {self.path or 'this data set'} have different shapes; give image_size= "
+                "(pixels) to get squares"
             )
         return self.image_size
 
@@ -262,12 +267,14 @@ def from_arrays(
     """A data set of images in memory.
 
     images: uint8 [N, H, W, 3] or [N, H, W] (grey), NumPy or torch; not copied where it is [N, H, W, 3] in C order.
-    labels: whole numbers [N] from 0 on. classes: their names, default "0", "1", ... keys: N different names, default the numbers.
-    The fingerprint is a hash of the content. Raises InputError or InputTypeError naming the argument.
+    labels: whole numbers [N] from 0 on. classes: their names, default "0", "1", ... keys: N different names, default
+    the numbers. The fingerprint is a hash of the content. Raises InputError or InputTypeError naming the argument.
     """
     pixels = np.asarray(images)
     if pixels.dtype != np.uint8:
-        raise InputTypeError(f"images: of type {pixels.dtype}; give uint8 (for floats in 0..1: (x * 255).round().astype('uint8'))")
+        raise InputTypeError(
+            f"images: of type {pixels.dtype}; give uint8 (for floats in 0..1: (x * 255).round().astype('uint8'))"
+        )
     if pixels.ndim == 3:
         pixels = np.repeat(pixels[:, :, :, None], 3, axis=3)
     elif pixels.ndim == 4 and pixels.shape[3] == 1:
@@ -288,7 +295,9 @@ def from_arrays(
             raise InputError(f"keys: {len(keys):,} for {count:,} images; give one an image")
         if len(set(keys)) != count:
             raise InputError("keys: some are there twice; give every image a name of its own")
-    fingerprint = digest("prunefast-arrays", str(pixels.shape), pixels.data.cast("B"), "\0".join(keys), "\0".join(names))
+    fingerprint = digest(
+        "prunefast-arrays", str(pixels.shape), pixels.reshape(-1).data, "\0".join(keys), "\0".join(names)
+    )
     if label_column is not None:
         fingerprint = digest(fingerprint, label_column.tobytes())
     table = pa.Table.from_arrays(
@@ -304,7 +313,15 @@ def from_arrays(
         ],
         schema=SCHEMA,
     )
-    info = TableInfo(path="", root="", split="all", classes=names, fingerprint=fingerprint, layout="hwc", labelled=label_column is not None)
+    info = TableInfo(
+        path="",
+        root="",
+        split="all",
+        classes=names,
+        fingerprint=fingerprint,
+        layout="hwc",
+        labelled=label_column is not None,
+    )
     return ImageDataset(table, info, image_size=check_image_size(image_size), pixels=pixels)
 
 

@@ -1,7 +1,8 @@
 """Image bytes -> uint8 [H, W, 3] RGB, and what their header says.
 
-JPEG is decoded by libjpeg-turbo through simplejpeg (no GIL, 3-6 times Pillow); everything else, and JPEGs it refuses, by Pillow, which
-gives the same pixels. EXIF rotation is applied, alpha is laid over white, 16-bit greyscale is rounded to 8; colour profiles are not.
+JPEG is decoded by libjpeg-turbo through simplejpeg (no GIL, 3-6 times Pillow); everything else, and JPEGs it refuses,
+by Pillow, which gives the same pixels. EXIF rotation is applied, alpha is laid over white, 16-bit greyscale is rounded
+to 8; colour profiles are not.
 """
 
 import io
@@ -11,8 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageOps
-
-from prunefast.errors import InputError
 
 try:
     import simplejpeg
@@ -55,7 +54,9 @@ def probe(data: bytes, complete: bool = True) -> Header:
     else:
         header = _probe_other(data)
     if header.width * header.height > MAX_PIXELS:
-        raise ValueError(f"says it is {header.width} x {header.height}: over {MAX_PIXELS:,} pixels, likely a decompression bomb")
+        raise ValueError(
+            f"says it is {header.width} x {header.height}: over {MAX_PIXELS:,} pixels, likely a decompression bomb"
+        )
     return header
 
 
@@ -125,7 +126,9 @@ def _open(data: bytes) -> Image.Image:
         except MemoryError:
             raise
         except Image.UnidentifiedImageError:
-            raise ValueError("is not an image of a format that is read here (JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, AVIF)") from None
+            raise ValueError(
+                "is not an image of a format that is read here (JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, AVIF)"
+            ) from None
         except Exception as error:  # parsers fail on hostile bytes in every way there is
             raise ValueError(f"has a broken header ({_one_line(error)})") from None
 
@@ -198,7 +201,9 @@ def _one_line(error: Exception) -> str:
 
 
 def fit_square(image: np.ndarray, side: int) -> np.ndarray:
-    """Centre crop to a square, then resize: box filter down (Pillow's BOX), bicubic up. uint8 [H, W, 3] -> [side, side, 3]."""
+    """Centre crop to a square, then resize: box filter down (Pillow's BOX), bicubic up. uint8 [H, W, 3] -> [side,
+    side, 3].
+    """
     height, width = image.shape[:2]
     square = min(height, width)
     if height != width:

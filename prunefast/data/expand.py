@@ -1,6 +1,7 @@
 """Compressed files expanded once into the cache, so that every item can be read by its offset afterwards."""
 
 import bz2
+import contextlib
 import gzip
 import lzma
 import os
@@ -8,7 +9,7 @@ import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import Protocol
 
 from prunefast.data.cache import CacheEntry, file_signature
 from prunefast.errors import InputError, MachineError
@@ -19,6 +20,12 @@ _CHUNK = 4 << 20
 _BOMB_RATIO = 250  # no archive of images shrinks so far ...
 _BOMB_BYTES = 1 << 30  # ... and below this size it does not matter
 _KEPT_FREE = 256 << 20  # bytes left free on the disk of the cache
+
+
+class ByteStream(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+    def close(self) -> None: ...
+
 
 Check = Callable[[bytes], str | None]
 """Looks at the first bytes that come out; a reason to stop, or None."""
@@ -37,7 +44,7 @@ def compression_of(head: bytes) -> str | None:
 def expand_once(path: str, kind: str, suffix: str, check: Check, entry: CacheEntry, progress: bool) -> str:
     """Path of the expanded copy of `path`, made if it is not there."""
 
-    def opened() -> IO[bytes]:
+    def opened() -> ByteStream:
         if kind == "gzip":
             return gzip.open(path, "rb")
         if kind == "bzip2":
@@ -48,7 +55,13 @@ def expand_once(path: str, kind: str, suffix: str, check: Check, entry: CacheEnt
 
 
 def expand_stream(
-    path: str, opened: Callable[[], IO[bytes]], signature: str, suffix: str, check: Check, entry: CacheEntry, progress: bool
+    path: str,
+    opened: Callable[[], ByteStream],
+    signature: str,
+    suffix: str,
+    check: Check,
+    entry: CacheEntry,
+    progress: bool,
 ) -> str:
     """Like `expand_once` for any stream of bytes that belongs to `path`; `signature` names its state."""
     target = entry.folder / f"{signature}{suffix}"
@@ -61,30 +74,41 @@ def expand_stream(
     return str(target)
 
 
-def _write(path: str, opened: Callable[[], IO[bytes]], target: Path, check: Check, progress: bool) -> None:
+def _write(path: str, opened: Callable[[], ByteStream], target: Path, check: Check, progress: bool) -> None:
     packed = max(os.stat(path).st_size, 1)
     written = 0
     broken = (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)
     title = f"expanding {os.path.basename(path)} into {target}"
-    with atomic_path(target) as temporary, open(temporary, "wb") as out, show_progress(title, None, "MB", silent=not progress) as bar:
+    with (
+        atomic_path(target) as temporary,
+        open(temporary, "wb") as out,
+        show_progress(title, None, "MB", silent=not progress) as bar,
+    ):
         try:
             stream = opened()
         except broken as error:
             raise InputError(f"{path}: cannot be expanded ({error}); the file is damaged, copy it again") from None
-        with stream:
+        with contextlib.closing(stream):
             while True:
                 try:
                     chunk = stream.read(_CHUNK)
                 except broken as error:
-                    raise InputError(f"{path}: cannot be expanded ({error}); the file is damaged, copy it again") from None
+                    raise InputError(
+                        f"{path}: cannot be expanded ({error}); the file is damaged, copy it again"
+                    ) from None
                 if not written and (reason := check(chunk)):
                     raise InputError(f"{path}: {reason}")
                 if not chunk:
                     break
                 written += len(chunk)
                 if written > _BOMB_BYTES and written > _BOMB_RATIO * packed:
-                    raise InputError(f"{path}: expands to over {_BOMB_RATIO} times its size, likely a decompression bomb; do not use it")
+                    raise InputError(
+                        f"{path}: expands to over {_BOMB_RATIO} times its size, likely a decompression bomb; do not "
+                        "use it"
+                    )
                 if shutil.disk_usage(target.parent).free < _KEPT_FREE + len(chunk):
-                    raise MachineError(f"{target.parent}: no space left to expand {path}; free some, or set cache_dir= to another disk")
+                    raise MachineError(
+                        f"{target.parent}: no space left to expand {path}; free some, or set cache_dir= to another disk"
+                    )
                 out.write(chunk)
                 bar.advance(round(len(chunk) / 1e6))

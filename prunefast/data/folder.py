@@ -1,6 +1,7 @@
 """A folder of images, flat or with class sub-folders, with or without train/ and test/ above them."""
 
 import os
+import stat
 
 import numpy as np
 
@@ -41,6 +42,8 @@ def list_folder(path: str) -> Listing:
                     elif is_image_name(name):
                         here = entry.path
                         status = entry.stat()
+                        if not stat.S_ISREG(status.st_mode):
+                            raise InputError(f"{here}: is a pipe or device, not a file; remove it")
                         rows.append((name, status.st_size, status.st_mtime_ns))
                     elif is_label_file(relative + name):
                         here = entry.path

@@ -1,10 +1,10 @@
 """What a source of images holds, before any image is looked at: names and places of bytes.
 
-Every format (folder.py, tar.py, zip.py, cifar.py, arrays.py) ends in a `Listing`; from there on all are alike. The rules that turn
-names into splits, labels and keys are here, so that a folder and the tar made of it give the same data set.
+Every format (folder.py, tar.py, zip.py, cifar.py, arrays.py) ends in a `Listing`; from there on all are alike. The
+rules that turn names into splits, labels and keys are here, so that a folder and the tar made of it give the same data
+set.
 """
 
-import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,9 +13,9 @@ import numpy as np
 
 from prunefast.errors import InputError
 
-IMAGE_SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".avif"]
-)
+_JPEG_SUFFIXES = [".jpg", ".jpeg", ".jpe", ".jfif"]
+_OTHER_SUFFIXES = [".png", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".avif"]
+IMAGE_SUFFIXES = frozenset(_JPEG_SUFFIXES + _OTHER_SUFFIXES)
 SPLIT_NAMES = ("train", "test", "val", "valid", "validation")
 LABEL_FILE = "dataset.json"  # EDM's: {"labels": [["00000/img00000000.png", 6], ...]} or {"labels": null}
 MAX_LABEL_FILE_BYTES = 1 << 28
@@ -29,9 +29,9 @@ Layout = Literal["encoded", "hwc", "chw"]
 class Listing:
     """Items of a source in columns: one Python string an item, everything else in arrays.
 
-    `container[i]` numbers the file of `containers` that holds item i's bytes `[offset, offset + length)`; -1: the file `root/names[i]`.
-    `expanded[i]` is the size after raw deflate, or -1 where the bytes lie as they are.
-    `containers` are absolute paths. `split` and `label` (indices into `classes`) are None where names decide.
+    `container[i]` numbers the file of `containers` that holds item i's bytes `[offset, offset + length)`; -1: the file
+    `root/names[i]`. `expanded[i]` is the size after raw deflate, or -1 where the bytes lie as they are. `containers`
+    are absolute paths. `split` and `label` (indices into `classes`) are None where names decide.
     """
 
     names: list[str]
@@ -77,17 +77,14 @@ class Listing:
 
 def is_image_name(name: str) -> bool:
     """Whether a relative path names an image: by suffix; hidden files and folders are none."""
-    if posixpath.splitext(name)[1].lower() not in IMAGE_SUFFIXES:
-        return False
-    return not is_hidden(name)
+    return name[name.rfind(".") :].lower() in IMAGE_SUFFIXES and not is_hidden(name)
 
 
 def is_hidden(name: str) -> bool:
-    return (
-        name.startswith(".")
-        or "/." in name
-        or (("/" in name) and not _IGNORED_FOLDERS.isdisjoint(name.split("/")[:-1]))
-    )
+    """Dot files, and what macOS and NAS systems leave in folders and archives."""
+    if name[0] == ".":
+        return True
+    return "/" in name and ("/." in name or not _IGNORED_FOLDERS.isdisjoint(name.split("/")[:-1]))
 
 
 def is_label_file(name: str) -> bool:
@@ -99,13 +96,17 @@ def check_member_name(archive: str, name: str) -> None:
     """Refuse a name that would leave the folder the archive stands for."""
     parts = name.split("/")
     if name.startswith("/") or ".." in parts or (len(parts[0]) == 2 and parts[0][1] == ":"):
-        raise InputError(f"{archive}: member {name!r} points outside the archive; do not use this file, or pack it again without it")
+        raise InputError(
+            f"{archive}: member {name!r} points outside the archive; do not use this file, or pack it again without it"
+        )
     if "\0" in name:
         raise InputError(f"{archive}: member {name!r} has a zero byte in its name; pack the archive again")
 
 
 def last_of_each_name(names: Sequence[str]) -> list[int] | None:
-    """Rows that remain when of members of one name the last counts, as unpacking would have it; None where all are different."""
+    """Rows that remain when of members of one name the last counts, as unpacking would have it; None where all are
+    different.
+    """
     last = {name: row for row, name in enumerate(names)}
     return None if len(last) == len(names) else sorted(last.values())
 
@@ -113,7 +114,8 @@ def last_of_each_name(names: Sequence[str]) -> list[int] | None:
 def wrapping_folder(names: Sequence[str]) -> str:
     """The one top folder that wraps everything, with its slash, or "".
 
-    It is looked through when class folders or splits lie in it; a lone folder of images is a class, and a lone split a split.
+    It is looked through when class folders or splits lie in it; a lone folder of images is a class, and a lone split a
+    split.
     """
     if not names:
         return ""
@@ -140,13 +142,16 @@ def choose_split(source: str, splits: Sequence[str], split: str | None) -> str:
     if split == "all" or split in splits:
         return split
     there = f"it has {', '.join(splits)}" if splits else "it has no train/ and test/ folders"
-    raise InputError(f"split={split!r}: {source} has no such split ({there}); choose one of those, 'all', or leave split out")
+    raise InputError(
+        f"split={split!r}: {source} has no such split ({there}); choose one of those, 'all', or leave split out"
+    )
 
 
 def labels_from_names(source: str, names: Sequence[str], split: str) -> tuple[np.ndarray | None, list[str], list[int]]:
     """Labels of items by their class folder.
 
-    Returns (labels int64 [N] or None for a flat folder, sorted class names, rows that lie beside the class folders and get -1).
+    Returns (labels int64 [N] or None for a flat folder, sorted class names, rows that lie beside the class folders and
+    get -1).
     """
     splits = SPLIT_NAMES if splits_of(names) else ()
     folders: list[str | None] = []

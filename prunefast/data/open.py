@@ -38,15 +38,18 @@ def open_dataset(
 ) -> ImageDataset:
     """Open images at `path`: a folder, a tar or zip, CIFAR batches, or arrays; told apart by content, not by name.
 
-    split       "train", "test", ...: of a source whose top level is such folders (or a CIFAR archive); "all" takes everything;
-                None: "train" where there is one. The name is in `.split`.
+    split       "train", "test", ...: of a source whose top level is such folders (or a CIFAR archive); "all" takes
+                everything; None: "train" where there is one. The name is in `.split`.
     image_size  side R of the squares that `images` gives, pixels; None: the size all images share, if they do
-    on_error    "raise": the first image with a broken header is an InputError, and so is one whose body proves broken when it is read.
-                "skip": every image is decoded in full at the first opening, and those that fail are left out, into `.skipped`.
-    cache_dir   for item tables and expanded archives; default $PRUNEFAST_CACHE, else $XDG_CACHE_HOME/prunefast, else ~/.cache/prunefast
+    on_error    "raise": the first image with a broken header is an InputError, and so is one whose body proves broken
+                when it is read. "skip": every image is decoded in full at the first opening, and those that fail are
+                left out, into `.skipped`.
+    cache_dir   for item tables and expanded archives; default $PRUNEFAST_CACHE, else $XDG_CACHE_HOME/prunefast, else
+                ~/.cache/prunefast
     progress    show it on standard error
 
-    The first opening reads every image's header and keeps the item table in the cache; later ones check that nothing changed.
+    The first opening reads every image's header and keeps the item table in the cache; later ones check that nothing
+    changed.
     Raises InputError naming the file and the fix.
     """
     if on_error not in ("raise", "skip"):
@@ -87,7 +90,9 @@ def open_run_dataset(items_parquet: str | os.PathLike[str]) -> ImageDataset:
         info.path, split=info.split, image_size=info.image_size, on_error="skip" if info.on_error == "skip" else "raise"
     )
     if data.fingerprint != info.fingerprint:
-        raise InputError(f"{info.path}: is not what {items_parquet} was made from (files changed since); start a new run folder")
+        raise InputError(
+            f"{info.path}: is not what {items_parquet} was made from (files changed since); start a new run folder"
+        )
     return data
 
 
@@ -148,7 +153,12 @@ def _recognise_folder(path: str, split: str | None) -> _Source:
         return _Source(signature, lambda: cifar.list_cifar(path, batches, split))
     listing = list_folder(path)
     signature = digest(
-        "folder", path, "\0".join(listing.names), listing.length.tobytes(), _bytes(listing), *listing.label_files.values()
+        "folder",
+        path,
+        "\0".join(listing.names),
+        listing.length.tobytes(),
+        _bytes(listing),
+        *listing.label_files.values(),
     )
     return _Source(signature, lambda: listing)
 

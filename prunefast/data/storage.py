@@ -1,7 +1,8 @@
 """Reading the bytes of items: one positional read of (file, offset, length), no shared file offset.
 
-Positional reads are safe in threads and after a fork, where a shared `zipfile` or file offset gives wrong bytes; and a file that was
-cut short gives an error, where a memory map would kill the process. Runs of items that lie close together are read at once.
+Positional reads are safe in threads and after a fork, where a shared `zipfile` or file offset gives wrong bytes; and a
+file that was cut short gives an error, where a memory map would kill the process. Runs of items that lie close together
+are read at once.
 """
 
 import errno
@@ -9,6 +10,7 @@ import os
 import threading
 import zlib
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -190,19 +192,21 @@ class Storage:
         """Bytes of several items, in the order asked for; neighbours in one file are read together."""
         if self.container is None:
             return [self._read_file(item) for item in items.tolist()]
-        if len(items) == 1:
-            return [self.read(int(items[0]))]
+        if len(items) < 2:
+            return [self.read(item) for item in items.tolist()]
         assert self.offset is not None
         container, offset, length = self.container[items], self.offset[items], self.length[items]
         order = np.lexsort((offset, container))
         container, offset, length = container[order], offset[order], length[order]
         end = offset + length
-        breaks = (container[1:] != container[:-1]) | (offset[1:] - end[:-1] > MERGE_GAP_BYTES) | (offset[1:] < offset[:-1])
+        breaks = (
+            (container[1:] != container[:-1]) | (offset[1:] - end[:-1] > MERGE_GAP_BYTES) | (offset[1:] < offset[:-1])
+        )
         starts = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(items)]
         out: list[bytes] = [b""] * len(items)
         places, offsets, lengths = order.tolist(), offset.tolist(), length.tolist()
         expanded = None if self.expanded is None else self.expanded[items].tolist()
-        for first, last in zip(starts[:-1], starts[1:], strict=True):
+        for first, last in pairwise(starts):
             descriptor = self._descriptor(int(container[first]))
             row = first
             while row < last:
@@ -223,14 +227,17 @@ class Storage:
         return out
 
     def read_rows(self, items: np.ndarray, out: np.ndarray) -> None:
-        """Items of one length into the rows of `out` uint8 [n, length], C order; runs that follow each other are read at once."""
-        assert self.container is not None and self.offset is not None
+        """Items of one length into the rows of `out` uint8 [n, length], C order; runs that follow each other are read
+        at once.
+        """
+        assert self.container is not None
+        assert self.offset is not None
         length = out.shape[1]
         container, offset = self.container[items], self.offset[items]
         breaks = (container[1:] != container[:-1]) | (offset[1:] != offset[:-1] + length)
         starts = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(items)]
-        rows = memoryview(out.reshape(-1))
-        for first, last in zip(starts[:-1], starts[1:], strict=True):
+        rows = out.reshape(-1).data
+        for first, last in pairwise(starts):
             if first == last:
                 continue
             position = int(offset[first])
@@ -240,8 +247,12 @@ class Storage:
                 try:
                     count = os.preadv(descriptor, [target], position)
                 except OSError as error:
-                    raise MachineError(f"{self.describe(int(items[first]))}: cannot be read ({error.strerror})") from None
+                    raise MachineError(
+                        f"{self.describe(int(items[first]))}: cannot be read ({error.strerror})"
+                    ) from None
                 if not count:
-                    raise InputError(f"{self.describe(int(items[first]))}: ends before its data does; open the data set again")
+                    raise InputError(
+                        f"{self.describe(int(items[first]))}: ends before its data does; open the data set again"
+                    )
                 position += count
                 target = target[count:]

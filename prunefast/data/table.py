@@ -1,8 +1,8 @@
 """The item table: one row an image with its place and size, built once from a listing and kept as parquet.
 
-Columns: key (string), label (int64 or null), container (dictionary of paths, null: the file root/key), offset, length (int64, bytes as they
-lie), width, height (int32, as the image comes out), expanded (int64 or null: size after raw deflate). JSON under the key "prunefast" of the
-file's metadata holds what is true of all rows, `TableInfo`.
+Columns: key (string), label (int64 or null), container (dictionary of paths, null: the file root/key), offset, length
+(int64, bytes as they lie), width, height (int32, as the image comes out), expanded (int64 or null: size after raw
+deflate). JSON under the key "prunefast" of the file's metadata holds what is true of all rows, `TableInfo`.
 """
 
 import contextlib
@@ -38,6 +38,7 @@ from prunefast.progress import progress as show_progress
 
 FORMAT_VERSION = 1  # of the table and of the rules that fill it; a table of another version is built again
 METADATA_KEY = b"prunefast"
+DIGEST_KEY = b"prunefast-digest"  # parquet checks its pages, not its metadata
 _CHUNK = 256  # images a task looks at: tasks stay short, their overhead small
 
 SCHEMA = pa.schema(
@@ -159,9 +160,13 @@ def _arrange(
         skipped.extend((_printable(listing.names[row]), reason) for row in bad)
         listing = listing.take(np.setdiff1d(np.arange(len(listing)), bad))
 
-    drop([row for row, name in enumerate(listing.names) if not _is_utf8(name)], "has a name that is not UTF-8; rename it")
+    drop(
+        [row for row, name in enumerate(listing.names) if not _is_utf8(name)], "has a name that is not UTF-8; rename it"
+    )
     if (content := listing.label_files.get(prefix + LABEL_FILE)) is not None:
-        listing.label, classes = labels_from_file(f"{source}: {prefix}{LABEL_FILE}", content, listing.names, chosen == "all" or not splits)
+        listing.label, classes = labels_from_file(
+            f"{source}: {prefix}{LABEL_FILE}", content, listing.names, chosen == "all" or not splits
+        )
     else:
         labels, classes, outside = labels_from_names(source, listing.names, chosen)
         listing.label = labels
@@ -199,8 +204,15 @@ def labels_from_file(
     number: dict[str, int] = {}
     try:
         for name, label in value["labels"]:
-            if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < 1 << 31 or not isinstance(name, str):
-                raise InputError(f"{what}: label of {str(name)[:100]!r} is {str(label)[:40]}; labels are whole numbers from 0 on")
+            if (
+                isinstance(label, bool)
+                or not isinstance(label, int)
+                or not 0 <= label < 1 << 31
+                or not isinstance(name, str)
+            ):
+                raise InputError(
+                    f"{what}: label of {str(name)[:100]!r} is {str(label)[:40]}; labels are whole numbers from 0 on"
+                )
             number[name.removeprefix("./")] = label
     except (TypeError, ValueError) as error:
         if isinstance(error, InputError):
@@ -212,7 +224,9 @@ def labels_from_file(
     if complete and len(number) > len(names):
         known = set(names)
         extra = next(name for name in number if name not in known)
-        raise InputError(f"{what}: labels {len(number):,} images, there are {len(names):,} (no {extra[:100]!r}); make it again")
+        raise InputError(
+            f"{what}: labels {len(number):,} images, there are {len(names):,} (no {extra[:100]!r}); make it again"
+        )
     labels = np.fromiter((number[name] for name in names), dtype=np.int64, count=len(names))
     classes = int(max(number.values(), default=-1)) + 1
     if classes > max(1 << 16, len(number)):
@@ -223,7 +237,9 @@ def labels_from_file(
 def _measure(
     source: str, listing: Listing, on_error: str, progress: bool
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Width and height of every image, and what is wrong with those that have none. Raises at the first, in order, if asked to."""
+    """Width and height of every image, and what is wrong with those that have none. Raises at the first, in order, if
+    asked to.
+    """
     count = len(listing)
     width, height = np.zeros(count, dtype=np.int32), np.zeros(count, dtype=np.int32)
     storage = storage_of(listing.names, listing.root, [container_state(p) for p in listing.containers], listing)
@@ -234,7 +250,11 @@ def _measure(
             try:
                 header = _header(storage, row, whole=on_error == "skip")
             except ValueError as error:
-                reason = str(error).removeprefix(f"{storage.describe(row)}: ") if isinstance(error, PrunefastError) else str(error)
+                reason = (
+                    str(error).removeprefix(f"{storage.describe(row)}: ")
+                    if isinstance(error, PrunefastError)
+                    else str(error)
+                )
                 broken[row] = reason
                 if on_error == "raise":
                     break
@@ -311,7 +331,9 @@ def _to_arrow(listing: Listing, width: np.ndarray, height: np.ndarray) -> pa.Tab
     if listing.container is None:
         container = pa.DictionaryArray.from_arrays(pa.nulls(count, pa.int32()), pa.array([], pa.string()))
     else:
-        container = pa.DictionaryArray.from_arrays(pa.array(listing.container, pa.int32()), pa.array(listing.containers, pa.string()))
+        container = pa.DictionaryArray.from_arrays(
+            pa.array(listing.container, pa.int32()), pa.array(listing.containers, pa.string())
+        )
     expanded = listing.expanded
     columns = [
         pa.array(listing.names, pa.string()),
@@ -328,9 +350,10 @@ def _to_arrow(listing: Listing, width: np.ndarray, height: np.ndarray) -> pa.Tab
 
 def save_table(path: str | os.PathLike[str], table: pa.Table, info: TableInfo) -> None:
     """Write parquet with the info in its metadata, under a temporary name first."""
-    metadata = {METADATA_KEY: json.dumps(dataclasses.asdict(info)).encode()}
+    text = json.dumps(dataclasses.asdict(info)).encode()
+    metadata = {METADATA_KEY: text, DIGEST_KEY: digest(text).encode()}
     with atomic_path(path) as temporary:
-        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
+        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd", write_page_checksum=True)
 
 
 def load_table(path: str | os.PathLike[str]) -> tuple[pa.Table, TableInfo]:
@@ -338,8 +361,11 @@ def load_table(path: str | os.PathLike[str]) -> tuple[pa.Table, TableInfo]:
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such file")
     try:
-        table = pq.read_table(path, memory_map=True, partitioning=None)
-        info = TableInfo(**json.loads((table.schema.metadata or {})[METADATA_KEY]))
+        table = pq.read_table(path, memory_map=True, partitioning=None, page_checksum_verification=True)
+        metadata = table.schema.metadata or {}
+        if metadata[DIGEST_KEY] != digest(metadata[METADATA_KEY]).encode():
+            raise ValueError("damaged metadata")
+        info = TableInfo(**json.loads(metadata[METADATA_KEY]))
         table = table.select(SCHEMA.names).replace_schema_metadata(None).cast(SCHEMA).combine_chunks()
         table.validate(full=True)
         if info.version != FORMAT_VERSION:
@@ -349,7 +375,9 @@ def load_table(path: str | os.PathLike[str]) -> tuple[pa.Table, TableInfo]:
     except MemoryError:
         raise
     except Exception as error:  # parquet readers fail on hostile bytes in many ways
-        raise InputError(f"{path}: is not an item table ({' '.join(str(error).split())[:120]}); make it again") from None
+        raise InputError(
+            f"{path}: is not an item table ({' '.join(str(error).split())[:120]}); make it again"
+        ) from None
     return table, info
 
 

@@ -1,7 +1,8 @@
 """Tar archives: one walk over the headers gives name, place and size of every member.
 
-The walk is ours because it must be strict: the standard library's stops without a word at a broken header in the middle, and drops the
-rest. Read are ustar, GNU (long names, base-256 numbers) and pax headers; formats: POSIX.1-1988 and POSIX.1-2001, GNU tar manual.
+The walk is ours because it must be strict: the standard library's stops without a word at a broken header in the
+middle, and drops the rest. Read are ustar, GNU (long names, base-256 numbers) and pax headers; formats: POSIX.1-1988
+and POSIX.1-2001, GNU tar manual.
 """
 
 import os
@@ -87,7 +88,9 @@ class _Window:
 
 
 def list_tar(path: str, shown: str | None = None) -> Listing:
-    """All plain files of an uncompressed tar. `shown` is the name for error messages (of the archive this was expanded from)."""
+    """All plain files of an uncompressed tar. `shown` is the name for error messages (of the archive this was
+    expanded from).
+    """
     shown = shown or path
     descriptor = open_for_reading(path)
     try:
@@ -111,7 +114,9 @@ def _walk(descriptor: int, size: int, path: str, shown: str) -> Listing:
         if block.count(0) == BLOCK:  # the end of the archive, or the padding after it
             break
         if not is_tar_header(block):
-            raise InputError(f"{shown}: broken tar header at byte {position}; the archive is damaged, copy or pack it again")
+            raise InputError(
+                f"{shown}: broken tar header at byte {position}; the archive is damaged, copy or pack it again"
+            )
         kind = block[156:157]
         data = position + BLOCK
         try:
@@ -125,9 +130,13 @@ def _walk(descriptor: int, size: int, path: str, shown: str) -> Listing:
                 if block[257:263] == b"ustar\0" and block[345] != 0:
                     name = f"{_text(block[345:500])}/{name}"
         except UnicodeDecodeError:
-            raise InputError(f"{shown}: a member name at byte {position} is not UTF-8; rename the file and pack again") from None
+            raise InputError(
+                f"{shown}: a member name at byte {position} is not UTF-8; rename the file and pack again"
+            ) from None
         except (ValueError, OverflowError):
-            raise InputError(f"{shown}: broken tar header at byte {position}; the archive is damaged, copy or pack it again") from None
+            raise InputError(
+                f"{shown}: broken tar header at byte {position}; the archive is damaged, copy or pack it again"
+            ) from None
         if kind in _LINKS or kind in _DEVICES or kind == b"5":
             length = 0  # no data follows, whatever the header says
         if length < 0 or data + length > size:
@@ -137,7 +146,9 @@ def _walk(descriptor: int, size: int, path: str, shown: str) -> Listing:
             )
         if kind in b"xgLK":
             if length > _MAX_EXTENSION:
-                raise InputError(f"{shown}: an extended header of {length:,} bytes at byte {position}; the archive is damaged")
+                raise InputError(
+                    f"{shown}: an extended header of {length:,} bytes at byte {position}; the archive is damaged"
+                )
             content = read_exactly(descriptor, length, data, shown)
             try:
                 if kind == b"x":
@@ -147,16 +158,24 @@ def _walk(descriptor: int, size: int, path: str, shown: str) -> Listing:
                 elif kind == b"L":
                     own["path"] = _text(content)
             except (ValueError, OverflowError):
-                raise InputError(f"{shown}: broken extended header at byte {position}; pack the archive again") from None
+                raise InputError(
+                    f"{shown}: broken extended header at byte {position}; pack the archive again"
+                ) from None
         else:
             sparse = kind == b"S" or any(key.startswith("GNU.sparse") for key in own)
             own = {}
-            check_member_name(shown, name)
+            if name.strip("/"):  # "/" alone is the folder that was packed, as tarfile writes it
+                check_member_name(shown, name)
             name = posixpath.normpath(name)
             if kind in _DEVICES:
-                raise InputError(f"{shown}: member {name!r} is a device or pipe, not a file; pack the archive again without it")
+                raise InputError(
+                    f"{shown}: member {name!r} is a device or pipe, not a file; pack the archive again without it"
+                )
             if kind in _LINKS:
-                raise InputError(f"{shown}: member {name!r} is a link; pack the archive again with tar --dereference --hard-dereference")
+                raise InputError(
+                    f"{shown}: member {name!r} is a link; pack the archive again with tar --dereference "
+                    "--hard-dereference"
+                )
             if sparse:
                 raise InputError(f"{shown}: member {name!r} is a sparse file; pack the archive again without --sparse")
             if kind in _REGULAR and not block[:100].split(b"\0", 1)[0].endswith(b"/"):
@@ -167,7 +186,11 @@ def _walk(descriptor: int, size: int, path: str, shown: str) -> Listing:
                 lengths.append(length)
                 times.append(mtime_ns)
         position = data + -(-length // BLOCK) * BLOCK
-    if times and not (-(1 << 62) < min(times) and max(times) < 1 << 62):
+    else:
+        # some writers leave the end mark out; a file that ends inside a block was cut
+        if position != size:
+            raise InputError(f"{shown}: ends inside a block; the archive was cut short, copy or download it again")
+    if times and max(abs(time) for time in times) >= 1 << 62:
         times = [0] * len(times)
     listing = Listing(
         names=names,

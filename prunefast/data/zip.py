@@ -1,4 +1,6 @@
-"""Zip archives: the central directory gives names, sizes and places; stored members are read by offset, deflated ones inflated."""
+"""Zip archives: the central directory gives names, sizes and places; stored members are read by offset, deflated ones
+inflated.
+"""
 
 import os
 import stat
@@ -16,14 +18,18 @@ _MAX_RATIO = 1040  # deflate cannot shrink further: 1032 to 1 and some bytes
 
 
 def list_zip(path: str) -> Listing:
-    """All files of a zip. Raises InputError for members that escape, are links, encrypted, or packed another way than stored/deflated."""
+    """All files of a zip. Raises InputError for members that escape, are links, encrypted, or packed another way than
+    stored/deflated.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except (MemoryError, PrunefastError):
         raise
     except Exception as error:  # the standard library fails on hostile directories in many ways
-        raise InputError(f"{path}: is not a readable zip ({' '.join(str(error).split())[:120]}); copy or download it again") from None
+        raise InputError(
+            f"{path}: is not a readable zip ({' '.join(str(error).split())[:120]}); copy or download it again"
+        ) from None
     descriptor = open_for_reading(path)
     try:
         return _places(path, descriptor, members)
@@ -60,9 +66,16 @@ def _places(path: str, descriptor: int, members: list[zipfile.ZipInfo]) -> Listi
         begin = member.header_offset + 30 + name_length + extra_length
         if signature != b"PK\x03\x04" or member.compress_size < 0 or begin + member.compress_size > size:
             raise InputError(f"{what} lies outside the file or has a broken header; copy or download the archive again")
-        lies = member.file_size != member.compress_size if stored else member.file_size > _MAX_RATIO * (member.compress_size + 1)
+        lies = (
+            member.file_size != member.compress_size
+            if stored
+            else member.file_size > _MAX_RATIO * (member.compress_size + 1)
+        )
         if lies:
-            raise InputError(f"{what} claims {member.file_size:,} bytes, which {member.compress_size:,} packed ones cannot be; do not use it")
+            raise InputError(
+                f"{what} claims {member.file_size:,} bytes, which {member.compress_size:,} packed ones cannot be; "
+                "do not use it"
+            )
         if is_label_file(name) and member.file_size <= MAX_LABEL_FILE_BYTES:
             data = read_exactly(descriptor, member.compress_size, begin, path)
             label_files[name] = data if stored else inflate(data, member.file_size, what)

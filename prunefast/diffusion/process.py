@@ -140,10 +140,13 @@ class DDPM(Process):
 
     def _table(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """alpha, sigma, ln(sigma / alpha) on the device, moved there once."""
-        if device not in self._tables:
-            alpha, sigma, log_ratio = self._tables[torch.device("cpu")]
-            self._tables[device] = (alpha.to(device), sigma.to(device), log_ratio.to(device))
-        return self._tables[device]
+        if device in self._tables:
+            return self._tables[device]
+        alpha, sigma, log_ratio = self._tables[torch.device("cpu")]
+        tables = (alpha.to(device), sigma.to(device), log_ratio.to(device))
+        if not torch.compiler.is_compiling():  # a compiled graph owns the memory of what it makes
+            self._tables[device] = tables
+        return tables
 
     def sample_time(self, u: Tensor) -> Tensor:
         return (u.double() * self.steps).long().clamp_(0, self.steps - 1)

@@ -43,7 +43,8 @@ class Denoiser:
 
     Args:
         model: forward(x, time, labels) as of `prunefast.models`; run as it is (autocast is the caller's), in its own
-        dtype. process, prediction: what it was trained with.
+            dtype. Channels after those of x (a learned variance) are not used.
+        process, prediction: what it was trained with.
         guidance: classifier-free guidance (Ho & Salimans 2022), uncond + guidance * (cond - uncond) on the prediction:
             1 is the conditional network alone and 0 the unconditional one, each at one call; other values evaluate both
             in one batch of twice the size.
@@ -91,25 +92,24 @@ class Denoiser:
             value.to(x.dtype)[:, None, None, None] for value in self.process.alpha_sigma(time, torch.float64)
         )
         network_input = (x * self.process.input_scale(time).to(x.dtype)[:, None, None, None]).to(self.dtype)
-        output = self._predict(network_input, self.process.network_time(time).expand(len(x)), labels)
-        return to_x0(self.prediction, output.to(x.dtype), x, alpha, sigma, self.process.sigma_data)
+        output = self._predict(network_input, self.process.network_time(time).expand(len(x)), labels, x.dtype)
+        return to_x0(self.prediction, output, x, alpha, sigma, self.process.sigma_data)
 
-    def _predict(self, x: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+    def _predict(self, x: Tensor, time: Tensor, labels: Tensor | None, dtype: torch.dtype) -> Tensor:
         if self.guidance == 1:
-            return self.model(x, time, labels)
+            return self.model(x, time, labels)[:, : x.shape[1]].to(dtype)
         if labels is None:
             raise InputError(f"labels are needed with guidance={self.guidance}")
         null = torch.full_like(labels, self.null_label)  # type: ignore[arg-type]
         if self.guidance == 0:
-            return self.model(x, time, null)
-        both = self.model(torch.cat((x, x)), torch.cat((time, time)), torch.cat((labels, null)))
-        conditional, unconditional = both.chunk(2)
+            return self.model(x, time, null)[:, : x.shape[1]].to(dtype)
+        both = self.model(torch.cat((x, x)), torch.cat((time, time)), torch.cat((labels, null)))[:, : x.shape[1]]
+        conditional, unconditional = both.to(dtype).chunk(2)  # a guidance of 5 magnifies what bfloat16 would round off
         return torch.lerp(unconditional, conditional, self.guidance)
 
 
 def _levels(process: Process, times: Tensor) -> list[tuple[float, float]]:
-    """(alpha, sigma) of every time, then of the clean image, as Python numbers: the loops read nothing from a
-    device."""
+    """(alpha, sigma) of every time, then of the clean image, as Python numbers: the loops read no device."""
     alpha, sigma = process.alpha_sigma(times, torch.float64)
     return [*zip(alpha.tolist(), sigma.tolist(), strict=True), (1.0, 0.0)]
 
@@ -267,7 +267,7 @@ def _drawn(noise: Noise | None, step: int) -> Tensor:
     return noise(step + 1)
 
 
-# name -> (function, which grid of times it takes, the options it takes beyond those)
+# name -> (function, the options of its own that `sample_images` passes on)
 SAMPLERS: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
     "ddim": (ddim, ("eta", "clip")),
     "ddpm": (ddpm, ("variance", "clip")),

@@ -36,7 +36,7 @@ def embed(
                 is continued.
     batch_size  images encoded together. Batch b holds the images b * batch_size and following, however the work is cut,
                 because a network's last bits depend on the batch.
-    device      for a network; default: the GPU where there is one
+    device      for a network; default: the GPU where there is one, or where a module lies already
     threads     that decode images
 
     Raises InputError naming encoder and image for NaN or infinity in the features.
@@ -47,7 +47,9 @@ def embed(
         raise InputError(f"batch_size: must be a whole number, at least 1, not {batch_size!r}")
     if len(data) == 0:
         raise InputError("data: has no images to embed")
-    made = make_encoder(encoder, trust=trust, device=default_device() if device is None else device, **options)
+    if device is None and isinstance(encoder, str | os.PathLike):
+        device = default_device()
+    made = make_encoder(encoder, trust=trust, device=device, **options)
     data = with_one_size(data, made)
     request = {
         "data_fingerprint": getattr(data, "fingerprint", None),

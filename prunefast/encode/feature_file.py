@@ -147,8 +147,9 @@ class FeatureFile:
                 self._file.close()
             self._file = None
         if not keep:
-            self.partial.unlink(missing_ok=True)
-            self.record.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # there may not even be a folder
+                self.partial.unlink(missing_ok=True)
+                self.record.unlink(missing_ok=True)
 
 
 def _header(rows: int, dim: int) -> bytes:

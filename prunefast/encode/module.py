@@ -39,6 +39,9 @@ class ModuleEncoder(TorchEncoder):
             size=size,
         )
         self.reusable = is_module or name is not None
+        if isinstance(network, torch.nn.Module):  # a user's module stays where it is
+            parameter = next(network.parameters(), None)
+            self.device = torch.device("cpu") if parameter is None else parameter.device
 
     def manifest(self) -> dict[str, Any]:
         structure = repr(self.network) if isinstance(self.network, torch.nn.Module) else None

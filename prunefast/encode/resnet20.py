@@ -85,4 +85,5 @@ def resnet20_encoder(weights: str | os.PathLike[str]) -> TorchEncoder:
         std=IMAGENET_STD,
         size=IMAGE_SIZE,
         dim=FEATURES,
+        channels_last=True,
     )

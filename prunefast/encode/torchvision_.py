@@ -54,4 +54,5 @@ def torchvision_encoder(name: str, weights: str | os.PathLike[str] | None, *, si
         std=IMAGENET_STD,
         size=size or (299 if name == "inception_v3" else 224),
         resize_mode="corners",
+        channels_last=True,
     )

@@ -1,5 +1,7 @@
 """`evaluate`: samples against a reference, the numbers together with the protocol they were made under."""
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +12,10 @@ from numpy.typing import NDArray
 import prunefast
 from prunefast.data import ImageDataset
 from prunefast.encode import Encoder, embed, make_encoder
+from prunefast.encode.registry import default_device
 from prunefast.errors import InputError
 from prunefast.evaluate import sources
-from prunefast.evaluate.features import seeded_subset
+from prunefast.evaluate.features import as_features, seeded_subset
 from prunefast.evaluate.frechet import frechet_distance
 from prunefast.evaluate.inception import inception_metrics, load_torch_fidelity
 from prunefast.evaluate.kid import DEGREE, kernel_distance
@@ -27,6 +30,7 @@ METRICS = (*DEFAULT_METRICS, "inception")
 
 # Below, the Frechet distance is mostly bias: published tables use 10,000 or 50,000; 2,048 is one per Inception feature.
 FEW_SAMPLES = 2048
+INCEPTION_FEATURES = 2048
 # Sets of one size for precision and recall: the cost grows with the product of both, and 10,000 is what the papers use.
 PRECISION_RECALL_IMAGES = 10_000
 
@@ -49,6 +53,7 @@ def evaluate(
     batch_size: int = 256,
     threads: int | None = None,
     progress: bool = False,
+    trust: bool = False,
     inception_weights: str | None = None,
     **encoder_options: Any,
 ) -> Evaluation:
@@ -60,16 +65,17 @@ def evaluate(
 
     samples     uint8 [N, H, W, 3], an ImageDataset or a folder (of prunefast.sample, whose protocol is then reported)
     reference   path (its train split) or ImageDataset: all real images, never only the coreset
-    encoder     see prunefast.make_encoder, or an Encoder. One that learns ("pixels") is fitted on the reference, never on
-                samples or coreset; an Encoder that was fitted before is used as it is.
+    encoder     as `prunefast.embed` has it, with its options. One that learns ("pixels") is fitted on the reference,
+                never on samples or coreset; an Encoder that was fitted before is used as it is.
     coreset     what the model was trained on: memorisation is measured against it, with the images it left out as the
                 ones not trained on. Without it there is no memorisation number.
     training    data set of the coreset where that is not the reference (a reference of test images)
-    metrics     any of "frechet_distance", "kid", "precision_recall", "memorisation", "class_counts" (the default, as far
-                as the input allows), "inception" (FID and KID by torch-fidelity)
+    metrics     any of "frechet_distance", "kid", "precision_recall", "memorisation", "class_counts" (these are the
+                default, as far as the input allows), "inception" (FID and KID by torch-fidelity)
     n           evaluate a seeded draw of n samples (default: all)
     k           neighbours of precision and recall
-    image_size  compare R x R squares; default: the reference's own size, to which samples are resized (the protocol says so)
+    image_size  compare R x R squares; default: the reference's own size. Samples of another size are resized, and the
+                protocol says so.
     reference_features   float [M, D] of the reference in this encoder (RUN/features.npy), if they are there already
     out         write metrics.json there
 
@@ -89,6 +95,9 @@ def evaluate(
         raise InputError("coreset: 'memorisation' needs to know what was trained on; give coreset=")
     if k < 1:
         raise InputError(f"k: {k} is not at least 1")
+    network = make_encoder(
+        encoder, trust=trust, device=default_device() if device is None else device, **encoder_options
+    )
 
     values: dict[str, Any] = {}
     protocol: dict[str, Any] = {
@@ -107,38 +116,30 @@ def evaluate(
     warnings: list[str] = []
 
     if any(metric in wanted for metric in FEATURE_METRICS):
-        network = encoder if _is_encoder(encoder) else make_encoder(encoder, **encoder_options)
-        if _is_encoder(encoder) and encoder_options:
-            raise InputError(f"{next(iter(encoder_options))}: unknown option; the encoder is made already")
-        settings: dict[str, Any] = {"batch_size": batch_size, "device": device, "threads": threads, "progress": progress}
+        settings: dict[str, Any] = {"batch_size": batch_size, "threads": threads, "progress": progress}
         if reference_features is None:
-            # embed fits an encoder that learns; the reference goes first, so that it is what it learns from
-            reference_features = embed(real, network, **settings)
-        elif len(reference_features) != len(real):
-            raise InputError(
-                f"reference_features: {len(reference_features):,} rows for {len(real):,} reference images; embed again"
-            )
-        y = finite_features(reference_features, real, "reference")
-        x = finite_features(embed(fake, network, **settings), fake, "samples")[chosen]
-        if x.shape[1] != y.shape[1]:
-            raise InputError(
-                f"reference_features: {y.shape[1]} features, but the encoder gives {x.shape[1]}; leave them out"
-            )
+            y = embed(real, network, **settings)  # fits an encoder that learns: the reference goes first
+        else:
+            if not network.fitted:
+                network.fit(real, progress=progress)
+            y = _check_given(reference_features, real, network, batch_size)
+        x = embed(fake if len(chosen) == len(fake) else sources.Subset(fake, chosen), network, **settings)
         protocol["encoder"] = _describe_encoder(network, y.shape[1])
         _feature_metrics(values, protocol, warnings, wanted, x, y, k, seed)
         if "memorisation" in wanted and kept is not None and len(kept) >= 2:
-            z = y if trained_on is real else finite_features(embed(trained_on, network, **settings), trained_on, "training")
+            z = y if trained_on is real else embed(trained_on, network, **settings)
             _memorisation(values, protocol, x, z, kept, fake, chosen, seed)
     if "class_counts" in wanted:
         counts = sources.class_counts(fake, chosen, real)
         if counts is not None:
             values["class_counts"] = counts
     if "inception" in wanted:
-        subset = fake if len(chosen) == len(fake) else _Subset(fake, chosen)
-        more, how = inception_metrics(subset, real, seed=seed, device=device, inception_weights=inception_weights)
+        more, how = inception_metrics(
+            fake, real, chosen=chosen, seed=seed, device=device, inception_weights=inception_weights
+        )
         values |= more
         protocol["inception"] = how
-        _warn_of_few(warnings, len(chosen), len(real), 2048)
+        _warn_of_few(warnings, len(chosen), len(real), INCEPTION_FEATURES)
     protocol["warnings"] = warnings
     result = Evaluation(values, protocol)
     if out is not None:
@@ -159,14 +160,17 @@ def check_metrics(metrics: str | Sequence[str] | None) -> tuple[str, ...]:
     return names
 
 
-def finite_features(features: Any, data: ImageDataset, name: str) -> NDArray[np.float32]:
-    """`features` [N, D] as they are; InputError naming the first image that has NaN or infinity."""
-    array = np.asanyarray(features)
-    for start in range(0, len(array), 65536):
-        finite = np.isfinite(array[start : start + 65536]).all(axis=1)
-        if not finite.all():
-            key = data.keys[start + int(np.argmin(finite))]
-            raise InputError(f"{name}: the encoder gives NaN or infinity for {key!r}; use another encoder or leave it out")
+def _check_given(
+    features: NDArray[np.floating], data: ImageDataset, network: Encoder, batch_size: int
+) -> NDArray[np.floating]:
+    """Features that a caller has already: of this data and from this encoder, or InputError."""
+    array = as_features("reference_features", features)
+    if len(array) != len(data):
+        raise InputError(f"reference_features: {len(array):,} rows for {len(data):,} reference images; embed again")
+    # numbers from another encoder, or from one fitted on other images, would pass for a distance
+    first = network(data.images(np.arange(min(batch_size, len(data)))))
+    if first.shape[1] != array.shape[1] or not np.allclose(first, array[: len(first)], rtol=1e-2, atol=1e-2):
+        raise InputError(f"reference_features: are not what {network.name} gives for the reference; leave them out")
     return array
 
 
@@ -200,7 +204,9 @@ def _feature_metrics(
             values["precision"], values["recall"] = found.precision, found.recall
             protocol["precision_recall"] = {"k": k, "images": size}
         else:
-            warnings.append(f"precision and recall with k = {k} need {k + 1} images of each kind, there are {size}: left out")
+            warnings.append(
+                f"precision and recall with k = {k} need {k + 1} images of each kind, there are {size}: left out"
+            )
 
 
 def _memorisation(
@@ -250,10 +256,6 @@ def _training(
     return data, kept
 
 
-def _is_encoder(encoder: Any) -> bool:
-    return isinstance(encoder, Encoder)
-
-
 def _describe(data: ImageDataset) -> dict[str, Any]:
     return {
         "name": os.path.basename(data.path.rstrip("/")) or "array",
@@ -265,8 +267,12 @@ def _describe(data: ImageDataset) -> dict[str, Any]:
 
 
 def _describe_encoder(network: Encoder, dim: int) -> dict[str, Any]:
+    """Name and manifest; the digest is over the manifest, which holds that of the weights."""
     manifest = network.manifest()
-    return {"name": network.name, "dim": dim, "digest": manifest.get("digest"), "manifest": manifest}
+    digest = (
+        hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16] if network.reusable else None
+    )
+    return {"name": network.name, "dim": dim, "digest": digest, "manifest": manifest}
 
 
 def _warn_of_few(warnings: list[str], samples: int, reference: int, dim: int) -> None:
@@ -277,7 +283,7 @@ def _warn_of_few(warnings: list[str], samples: int, reference: int, dim: int) ->
         if few:
             text = (
                 f"{count:,} {name} ({' and '.join(few)}): the Frechet distance is biased upward; "
-                "compare it only with others of the same numbers"
+                "compare these numbers only with others from as many images"
             )
             if text not in warnings:
                 warnings.append(text)

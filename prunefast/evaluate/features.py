@@ -45,7 +45,7 @@ def as_feature_pair(
 
 
 def seeded_subset(count: int, size: int, seed: int, purpose: int) -> NDArray[np.int64]:
-    """`size` of the numbers 0..count-1, sorted: the same ones for the same (seed, purpose), everything if size >= count.
+    """`size` of the numbers 0..count-1, sorted: the same for the same (seed, purpose), all of them if size >= count.
 
     `purpose` separates draws that must not depend on each other.
     """

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from prunefast.data import ImageDataset
 from prunefast.errors import InputError, MissingDependencyError
@@ -15,22 +16,24 @@ KID_SUBSET_SIZE = 1000  # torch-fidelity's default; cut where there are fewer im
 class _Images(torch.utils.data.Dataset):
     """uint8 [3, R, R] by index, which is what torch-fidelity reads."""
 
-    def __init__(self, data: ImageDataset):
-        self.data = data
+    def __init__(self, data: ImageDataset, indices: NDArray[np.int64]):
+        self.data, self.indices = data, indices
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.indices)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        if not 0 <= index < len(self.data):
+        if not 0 <= index < len(self.indices):
             raise IndexError(index)  # ends Python's iteration over this object
-        return torch.from_numpy(np.ascontiguousarray(self.data.images([index])[0].transpose(2, 0, 1)))
+        image = self.data.images([int(self.indices[index])])[0]
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def inception_metrics(
     samples: ImageDataset,
     reference: ImageDataset,
     *,
+    chosen: NDArray[np.int64] | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
     batch_size: int = 64,
@@ -38,11 +41,15 @@ def inception_metrics(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Metrics {inception_frechet_distance, inception_kid, inception_kid_std} and their protocol.
 
-    Images go in at their own size (torch-fidelity resizes to 299 as TensorFlow did). inception_weights: path of
-    torch-fidelity's weight file where it cannot be downloaded. Raises MissingDependencyError without torch-fidelity.
+    chosen              int64 [n], the samples to take (default: all)
+    inception_weights   path of torch-fidelity's weight file where it cannot be downloaded
+
+    Images go in at their own size; torch-fidelity resizes them to 299 as TensorFlow did. Raises MissingDependencyError
+    without torch-fidelity or its weights.
     """
     fidelity = load_torch_fidelity()
-    fewest = min(len(samples), len(reference))
+    chosen = np.arange(len(samples)) if chosen is None else chosen
+    fewest = min(len(chosen), len(reference))
     subset = min(KID_SUBSET_SIZE, max(2, fewest // 2))  # as prunefast.evaluate.kid has it
     if inception_weights is not None:
         try:
@@ -51,8 +58,8 @@ def inception_metrics(
             raise InputError(f"inception_weights: {inception_weights}: {error.strerror}") from None
     try:
         values = fidelity.calculate_metrics(
-            input1=_Images(samples),
-            input2=_Images(reference),
+            input1=_Images(samples, chosen),
+            input2=_Images(reference, np.arange(len(reference))),
             fid=True,
             kid=True,
             kid_subset_size=subset,
@@ -66,8 +73,8 @@ def inception_metrics(
         )
     except OSError as error:  # urllib's errors are OSErrors
         raise MissingDependencyError(
-            f"torch-fidelity could not load its Inception weights ({error}); download them on a machine with network and "
-            "name the file: inception_weights=FILE"
+            f"torch-fidelity could not load its Inception weights ({error}); download them on a machine with "
+            "network and name the file: inception_weights=FILE"
         ) from None
     metrics = {
         "inception_frechet_distance": float(values["frechet_inception_distance"]),

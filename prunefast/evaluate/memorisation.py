@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from prunefast import ops
 from prunefast.errors import InputError
-from prunefast.evaluate.features import as_feature_pair, as_features, seeded_subset
+from prunefast.evaluate.features import as_features, seeded_subset
 
 PERCENTILE = 1.0
 CLOSEST = 8  # pairs kept for the report: enough to judge by eye
@@ -64,7 +64,10 @@ def memorisation(
     """Features of samples [N, D], of the training images [T, D] (T >= 2), of images not trained on [H, D] or None."""
     if not 0.0 < percentile < 100.0:
         raise InputError(f"percentile: {percentile} is not between 0 and 100")
-    x, train = (np.ascontiguousarray(a, np.float32) for a in as_feature_pair(samples, training))
+    x = np.ascontiguousarray(as_features("samples", samples, at_least=1), np.float32)
+    train = np.ascontiguousarray(as_features("training", training), np.float32)
+    if train.shape[1] != x.shape[1]:
+        raise InputError(f"training: {train.shape[1]} features, but the samples have {x.shape[1]}")
     index, to_train = _nearest(x, train)
     _, squared = ops.topk(train, train, 1, exclude_self=True)
     limit = float(np.percentile(np.sqrt(np.asarray(squared, np.float64)), percentile))
@@ -72,8 +75,10 @@ def memorisation(
 
     held_out_median = ratio = None
     size = None
-    if held_out is not None and len(held_out) > 0:
-        other = np.ascontiguousarray(as_features("held_out", held_out, at_least=1), np.float32)
+    other = (
+        None if held_out is None else np.ascontiguousarray(as_features("held_out", held_out, at_least=0), np.float32)
+    )
+    if other is not None and len(other) > 0:
         if other.shape[1] != x.shape[1]:
             raise InputError(f"held_out: {other.shape[1]} features, but the samples have {x.shape[1]}")
         size = min(len(train), len(other))

@@ -6,9 +6,9 @@ the share of reference images inside the samples' balls (is everything covered?)
 
 Whether a point lies in *any* ball is not a question of its nearest centre, because the balls differ in size. It is one
 after lifting: with R the largest radius, give centre y_j the extra coordinate sqrt(R^2 - r_j^2) and every point a zero;
-then the squared distance in the lifted space is |x - y_j|^2 - r_j^2 + R^2, and x lies in a ball exactly when its nearest
-lifted centre is within R. So `ops.nearest` answers it without an N x M matrix. Points whose answer hangs on float32
-rounding are decided again in float64.
+then the squared distance in the lifted space is |x - y_j|^2 - r_j^2 + R^2, and x lies in a ball exactly when its
+nearest lifted centre is within R. So `ops.nearest` answers it without an N x M matrix. Points whose answer hangs on
+float32 rounding are decided again in float64.
 """
 
 from dataclasses import dataclass

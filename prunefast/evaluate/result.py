@@ -1,8 +1,8 @@
 """`Evaluation`: numbers together with the protocol they were made under, as an object, a text and a file."""
 
+import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from prunefast.errors import InputError
@@ -49,7 +49,6 @@ class Evaluation:
         return "\n".join(lines)
 
 
-
 def metric_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(name, value, what it means) per metric, for people."""
     rows = []
@@ -57,7 +56,7 @@ def metric_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
         if isinstance(metrics.get(name), int | float):
             value = format(metrics[name], digits)
             if isinstance(metrics.get(f"{name}_std"), int | float):
-                value += f" ± {metrics[f'{name}_std']:.2g}"
+                value = _with_spread(metrics[name], metrics[f"{name}_std"])
                 direction += "; ± is the spread over blocks"
             rows.append((text, value, direction))
     memory = metrics.get("memorisation")
@@ -72,7 +71,7 @@ def metric_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
     if isinstance(counts, dict) and counts:
         sizes = [count for count in counts.values() if isinstance(count, int)]
         if sizes:
-            rows.append(("samples per class", f"{min(sizes):,} to {max(sizes):,}", f"{len(sizes):,} classes"))
+            rows.append(("samples per class", _range(min(sizes), max(sizes)), f"{len(sizes):,} classes"))
     return rows
 
 
@@ -98,11 +97,37 @@ def protocol_rows(protocol: dict[str, Any]) -> list[tuple[str, str]]:
     add("resized", protocol.get("resized"))
     sampling = protocol.get("sampling")
     if isinstance(sampling, dict):
-        for key in ("sampler", "steps", "guidance", "ema", "seed", "checkpoint"):
-            add(f"sampling {key}", sampling.get(key))
+        add("sampling", _sampling_text(sampling))
+        add("checkpoint", str(sampling["checkpoint"])[:12] if sampling.get("checkpoint") else None)
     add("seed", protocol.get("seed"))
     for key, text in (("kid", "KID"), ("precision_recall", "precision/recall"), ("inception", "Inception")):
         part = protocol.get(key)
         if isinstance(part, dict):
             add(text, ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in part.items()))
     return rows
+
+
+def _range(low: int, high: int) -> str:
+    return f"{low:,} each" if low == high else f"{low:,} to {high:,}"
+
+
+def _sampling_text(sampling: dict[str, Any]) -> str:
+    """``ddim, 50 steps, guidance 1.5, EMA weights, seed 0``"""
+    parts = [str(sampling["sampler"])] if sampling.get("sampler") else []
+    if sampling.get("steps") is not None:
+        parts.append(f"{sampling['steps']} steps")
+    if sampling.get("guidance") is not None:
+        parts.append(f"guidance {sampling['guidance']:g}")
+    if sampling.get("ema") is not None:
+        parts.append("EMA weights" if sampling["ema"] else "raw weights, no EMA")
+    if sampling.get("seed") is not None:
+        parts.append(f"seed {sampling['seed']}")
+    return ", ".join(parts)
+
+
+def _with_spread(value: float, spread: float) -> str:
+    """Both with as many decimals as two digits of the spread have: ``-0.003 ± 0.020``."""
+    if not (math.isfinite(spread) and spread > 0):
+        return f"{value:.4g} ± {spread:.2g}"
+    decimals = max(0, 1 - math.floor(math.log10(spread)))
+    return f"{value:.{decimals}f} ± {spread:.{decimals}f}"

@@ -1,11 +1,13 @@
 """What may be evaluated and against what: arrays, data sets and folders, brought to the reference's image size."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from prunefast.data import ImageDataset, from_arrays, open_dataset
 from prunefast.errors import InputError, InputTypeError
@@ -13,6 +15,30 @@ from prunefast.evaluate.features import seeded_subset
 from prunefast.files import read_json
 
 SAMPLING_FILE = "samples.json"  # written by prunefast.sample beside its images
+
+
+class Subset:
+    """Some images of a data set, as far as `embed` looks at one."""
+
+    def __init__(self, data: ImageDataset, chosen: NDArray[np.int64]):
+        self.data, self.chosen = data, chosen
+        self.image_size = data.image_size
+        self.keys = [data.keys[i] for i in chosen.tolist()]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def images(self, indices: Any) -> NDArray[np.uint8]:
+        return self.data.images(self.chosen[np.asarray(indices)])
+
+    def batches(
+        self, indices: Any = None, batch_size: int = 256, threads: int | None = None
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+        rows = np.arange(len(self)) if indices is None else np.asarray(indices)
+        done = 0
+        for _, images in self.data.batches(self.chosen[rows], batch_size, threads):
+            yield rows[done : done + len(images)], images
+            done += len(images)
 
 
 def open_reference(reference: Any, image_size: int | None, name: str = "reference") -> ImageDataset:
@@ -62,7 +88,7 @@ def sampling_protocol(samples: Any, count: int) -> dict[str, Any] | None:
     return protocol
 
 
-def choose(data: ImageDataset, n: int | None, seed: int) -> np.ndarray:
+def choose(data: ImageDataset, n: int | None, seed: int) -> NDArray[np.int64]:
     """int64: which of the samples are evaluated; a seeded draw, because the first n of a folder are of one class."""
     if n is None:
         return np.arange(len(data), dtype=np.int64)
@@ -73,7 +99,7 @@ def choose(data: ImageDataset, n: int | None, seed: int) -> np.ndarray:
     return seeded_subset(len(data), int(n), seed, purpose=0)
 
 
-def class_counts(data: ImageDataset, chosen: np.ndarray, reference: ImageDataset) -> dict[str, int] | None:
+def class_counts(data: ImageDataset, chosen: NDArray[np.int64], reference: ImageDataset) -> dict[str, int] | None:
     """Class name -> number of the chosen samples; None for samples without classes.
 
     Classes of the reference that no sample has are there with 0.

@@ -1,6 +1,7 @@
 """Operators over the native core: checks, torch registration and autograd. docs/ops/ has a page an operator."""
 
 from prunefast.ops.add_noise import add_noise
+from prunefast.ops.backends import backends
 from prunefast.ops.crop import Boxes
 from prunefast.ops.denoising_loss import denoising_loss
 from prunefast.ops.gaussian import Gaussian, fit_gaussian, gaussian_log_likelihood
@@ -16,6 +17,7 @@ __all__ = [
     "KMeans",
     "Stream",
     "add_noise",
+    "backends",
     "denoising_loss",
     "fit_gaussian",
     "gaussian_log_likelihood",

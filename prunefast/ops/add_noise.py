@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from prunefast.errors import InputError, InputTypeError
-from prunefast.ops import library
+from prunefast.ops import library, native
 from prunefast.ops.arrays import as_tensor, check_per_sample, like
 from prunefast.ops.crop import check_boxes, check_corners, check_flip, crop_flip, to_unit
 from prunefast.ops.denoising_loss import FLOATS, check_data, refuse_gradient
@@ -29,14 +29,14 @@ def add_noise(
     """x_t = alpha_i x0_i + sigma_i noise_i of the mirrored, then cropped images.
 
     Args:
-        x0: `[B, ...]`, any float, or uint8 (mapped to x / 127.5 - 1); `[B, C, H, W]` with boxes, flip or coordinates.
+        x0: `[B, ...]`, any float, or uint8 (mapped to x / 127.5 - 1); images with boxes, flip, coordinates.
         alpha, sigma: `[B]` (or one number).
-        noise: a tensor of the shape of the result, or (seed, position int64 `[B]`) as in `denoising_loss`. It belongs to the
-            result: it is neither mirrored nor cropped.
+        noise: a tensor of the shape of the result, or (seed, position int64 `[B]`) as in `denoising_loss`. It belongs
+            to the result: it is neither mirrored nor cropped.
         boxes: (corner int64 `[B, 2]`, height, width), see `Boxes`: rows and columns in the mirrored image.
         flip: bool `[B]`, which images are mirrored left to right.
-        coordinates: append two channels, the column and the row of each pixel in the (mirrored) image, -1 at the first and
-            1 at the last (0 where there is only one); as Patch Diffusion (Wang et al., 2023, section 3.1).
+        coordinates: append two channels, the column and the row of each pixel in the (mirrored) image, -1 at the first
+            and 1 at the last (0 where there is only one); as Patch Diffusion (Wang et al., 2023, section 3.1).
         dtype: of the result; default that of x0, float32 for uint8.
         memory_format: torch.contiguous_format or torch.channels_last; default that of x0.
 
@@ -112,10 +112,13 @@ def _axis(place: torch.Tensor, size: int, dtype: torch.dtype) -> torch.Tensor:
     return (2 * place - (size - 1)).to(dtype) / max(size - 1, 1)
 
 
-def _add_noise_checked(x0, alpha, sigma, noise, seed, position, corner, height, width, *rest):
-    """The portable code after the checks that read data: for the dtypes the native core leaves to torch."""
+def _add_noise_cpu(x0, alpha, sigma, noise, *rest):
+    """Native, but for float64: there the portable code after the checks that read data."""
+    _seed, _position, corner, height, width, _flip, _coordinates, dtype, _last = rest
+    if torch.float64 not in (x0.dtype, dtype, None if noise is None else noise.dtype):
+        return native.add_noise(x0, alpha, sigma, noise, *rest)
     check_corners(corner, height, width, x0)
-    return _add_noise_portable(x0, alpha, sigma, noise, seed, position, corner, height, width, *rest)
+    return _add_noise_portable(x0, alpha, sigma, noise, *rest)
 
 
 def _add_noise_fake(
@@ -131,7 +134,7 @@ def _add_noise_fake(
 _add_noise = library.define(
     "add_noise(Tensor x0, Tensor alpha, Tensor sigma, Tensor? noise, int seed, Tensor? position, Tensor? corner, "
     "SymInt height, SymInt width, Tensor? flip, bool coordinates, ScalarType dtype, bool channels_last) -> Tensor",
-    cpu=_add_noise_checked,
+    cpu=_add_noise_cpu,
     portable=_add_noise_portable,
     fake=_add_noise_fake,
 )

@@ -16,7 +16,10 @@ WORD_LIMIT = 1 << 32
 
 
 class _Writable:
-    """A read-only array (a memory map) shown as writable, so that torch shares it without a warning. Operators never write to inputs."""
+    """A read-only array (a memory map) shown as writable, so that torch shares it without a warning.
+
+    Operators never write to their inputs.
+    """
 
     def __init__(self, array: np.ndarray):
         self._array = array  # keeps the memory alive
@@ -128,9 +131,9 @@ def check_same_device(name: str, tensor: torch.Tensor, device: torch.device) -> 
 def check_position(name: str, position: Any, device: torch.device | None = None) -> torch.Tensor:
     """Global image positions: int64 [samples] (on `device`, when one is given)."""
     tensor = as_tensor(name, position)
-    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
-        if tensor.numel() or not isinstance(position, Sequence):
-            raise InputTypeError(f"{name}: integers are needed, not {tensor.dtype}")
+    empty = isinstance(position, Sequence) and not position  # an empty list has no type
+    if not empty and (tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool):
+        raise InputTypeError(f"{name}: integers are needed, not {tensor.dtype}")
     if tensor.ndim != 1:
         raise InputError(f"{name}: shape [samples] is needed, not {list(tensor.shape)}")
     tensor = tensor.to(torch.int64)

@@ -1,4 +1,4 @@
-"""The weighted denoising loss of every parameterisation, with its gradient written in the same pass over the prediction.
+"""The weighted denoising loss of every parameterisation, and its gradient in the same pass over the prediction.
 
 The target of each parameterisation is a_i x0_i + b_i noise_i: eps (0, 1), x0 (1, 0), v (-sigma, alpha), flow (-1, 1).
 """
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from prunefast.errors import InputError, InputTypeError
-from prunefast.ops import library
+from prunefast.ops import library, native
 from prunefast.ops.arrays import (
     as_tensor,
     check_integer,
@@ -18,6 +18,7 @@ from prunefast.ops.arrays import (
     check_same_device,
     like,
 )
+from prunefast.ops.backends import triton_is_live
 from prunefast.ops.crop import check_boxes, check_corners, check_flip, crop_flip, to_unit
 from prunefast.ops.noise import check_noise, noise_tensor
 
@@ -163,8 +164,8 @@ class _DenoisingLoss(torch.autograd.Function):
 def _scaled(gradient: torch.Tensor, factor: torch.Tensor, leaf: bool) -> torch.Tensor:
     """gradient_i * factor_i; the tensor itself where nothing changes and nobody accumulates into it.
 
-    The test reads `factor`, so it is left out where that would wait for a device or break a graph. A leaf's .grad may be
-    the very tensor returned here and be added to in place, which would spoil a second backward of a retained graph.
+    The test reads `factor`, so it is left out where that would wait for a device or break a graph. A leaf's .grad may
+    be the very tensor returned here and be added to in place, which would spoil a second backward of a retained graph.
     """
     if gradient.device.type == "cpu" and not leaf and not torch.compiler.is_compiling() and bool((factor == 1).all()):
         return gradient
@@ -180,39 +181,59 @@ def _denoising_loss_portable(
     values = noise_tensor(noise, seed, position, pred.shape).to(a.dtype)
     residual = pred.to(a.dtype) - a[spread] * to_unit(data, a.dtype) - b[spread] * values
     per_sample = residual.flatten(1).square().mean(1, dtype=torch.float64).to(a.dtype)
-    weighted = per_sample if weight is None else weight * per_sample
-    loss = weighted.mean(dtype=torch.float64).to(a.dtype)
     gradient = pred.new_empty(0)
     if gradient_scale is not None:
-        gradient = torch.empty_like(pred)
+        gradient = native.gradient_like(pred)
         gradient.copy_(residual * gradient_scale[spread])
-    excess, count = _class_sums(per_sample, labels, classes, reference)
-    return loss, per_sample, gradient, excess, count
+    return _reduce(per_sample, gradient, weight, labels, classes, reference)
 
 
-def _denoising_loss_checked(pred, x0, *rest):
-    """The portable code after the checks that read data: for the dtypes the native core leaves to torch."""
+def _denoising_loss_cuda(
+    pred, x0, noise, seed, position, a, b, weight, labels, classes, reference, corner, flip, gradient_scale
+):
+    """The Triton kernel, where Triton is installed; the few numbers a sample are reduced by torch."""
+    rest = (weight, labels, classes, reference)
+    if a.dtype == torch.float64 or pred.numel() == 0 or not triton_is_live():
+        return _denoising_loss_portable(pred, x0, noise, seed, position, a, b, *rest, corner, flip, gradient_scale)
+    from prunefast.kernels.denoising_loss import per_sample_loss
+
+    gradient = pred.new_empty(0) if gradient_scale is None else native.gradient_like(pred)
+    written = None if gradient_scale is None else native.as_images(gradient)
+    images = [native.as_images(tensor) for tensor in (pred, x0, noise)]
+    vectors = [None if v is None else v.contiguous() for v in (a, b, corner, flip, gradient_scale)]
+    with torch.cuda.device(pred.device):
+        per_sample = per_sample_loss(*images, seed, position, *vectors[:4], written, vectors[4])
+    return _reduce(per_sample, gradient, *rest)
+
+
+def _denoising_loss_cpu(pred, x0, noise, *rest):
+    """Native, but for float64: there the portable code after the checks that read data."""
+    if not any(t is not None and t.dtype == torch.float64 for t in (pred, x0, noise)):
+        return native.denoising_loss(pred, x0, noise, *rest)
     *_, labels, classes, _reference, corner, _flip, _scale = rest
     check_corners(corner, pred.shape[-2], pred.shape[-1], x0)
     if labels is not None:
         check_labels("labels", labels, pred.shape[0], classes)
-    return _denoising_loss_portable(pred, x0, *rest)
+    return _denoising_loss_portable(pred, x0, noise, *rest)
 
 
-def _class_sums(per_sample, labels, classes, reference):
-    excess = torch.zeros(classes, dtype=torch.float64, device=per_sample.device)
-    count = torch.zeros(classes, dtype=torch.int64, device=per_sample.device)
-    if labels is not None:
-        above = per_sample.double() if reference is None else per_sample.double() - reference.double()
-        excess.index_add_(0, labels, above.clamp_min(0.0))
-        count.index_add_(0, labels, torch.ones_like(labels))
-    return excess.to(per_sample.dtype), count
+def _reduce(per_sample, gradient, weight, labels, classes, reference):
+    """Loss and class sums of the per-sample losses. No atomics, which would add in any order."""
+    weighted = per_sample if weight is None else weight * per_sample
+    loss = weighted.mean(dtype=torch.float64).to(per_sample.dtype)
+    if labels is None:
+        count = torch.zeros(classes, dtype=torch.int64, device=per_sample.device)
+        return loss, per_sample, gradient, per_sample.new_zeros(classes), count
+    above = per_sample.double() if reference is None else per_sample.double() - reference.double()
+    mine = labels[None, :] == torch.arange(classes, device=labels.device)[:, None]
+    excess = torch.where(mine, above.clamp_min(0.0)[None, :], 0.0).sum(1).to(per_sample.dtype)
+    return loss, per_sample, gradient, excess, mine.sum(1)
 
 
 def _denoising_loss_fake(
     pred, x0, noise, seed, position, a, b, weight, labels, classes, reference, corner, flip, gradient_scale
 ):
-    gradient = pred.new_empty(0) if gradient_scale is None else torch.empty_like(pred)
+    gradient = pred.new_empty(0) if gradient_scale is None else native.gradient_like(pred)
     return (
         a.new_empty(()),
         a.new_empty(a.shape),
@@ -223,10 +244,11 @@ def _denoising_loss_fake(
 
 
 _denoising_loss = library.define(
-    "denoising_loss(Tensor pred, Tensor x0, Tensor? noise, int seed, Tensor? position, Tensor a, Tensor b, Tensor? weight, "
-    "Tensor? labels, int classes, Tensor? reference, Tensor? corner, Tensor? flip, Tensor? gradient_scale) "
+    "denoising_loss(Tensor pred, Tensor x0, Tensor? noise, int seed, Tensor? position, Tensor a, Tensor b, "
+    "Tensor? weight, Tensor? labels, int classes, Tensor? reference, Tensor? corner, Tensor? flip, Tensor? gradient_scale) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    cpu=_denoising_loss_checked,
+    cpu=_denoising_loss_cpu,
+    cuda=_denoising_loss_cuda,
     portable=_denoising_loss_portable,
     fake=_denoising_loss_fake,
 )

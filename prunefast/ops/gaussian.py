@@ -1,4 +1,4 @@
-"""Gaussian fit and log-likelihood, per class in one call: centred, float64, whitened by Cholesky rather than expanded."""
+"""Gaussian fit and log-likelihood, per class in one call: centred, float64, whitened by Cholesky, not expanded."""
 
 import math
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ _CHUNK_VALUES = 1 << 22  # float64 values of one chunk of rows (32 MB)
 
 
 class Gaussian(NamedTuple):
-    """mean float64 [D] and covariance float64 [D, D] (divisor N, without the ridge); [C, D] and [C, D, D] with classes."""
+    """mean float64 [D] and covariance float64 [D, D] (divisor N, no ridge); [C, D] and [C, D, D] with classes."""
 
     mean: Any
     covariance: Any
@@ -22,8 +22,8 @@ class Gaussian(NamedTuple):
 def fit_gaussian(x: Any, labels: Any = None) -> Gaussian:
     """Mean and covariance of the rows of `x` `[N, D]`, or of each class 0 .. max(labels).
 
-    The covariance is that of maximum likelihood (divisor N, as scikit-learn's), taken about the mean in float64. A class
-    of one row has covariance zero: the ridge of `gaussian_log_likelihood` makes it usable.
+    The covariance is that of maximum likelihood (divisor N, as scikit-learn's), taken about the mean in float64. A
+    class of one row has covariance zero: the ridge of `gaussian_log_likelihood` makes it usable.
 
     Raises:
         InputError, InputTypeError: no rows, NaN or infinity, wrong labels, a class without rows.
@@ -49,8 +49,8 @@ def fit_gaussian(x: Any, labels: Any = None) -> Gaussian:
 def gaussian_log_likelihood(x: Any, gaussian: Gaussian, labels: Any = None, ridge: float = 1e-5) -> Any:
     """log N(x_i; mean, covariance + ridge I), of row i's class when `labels` are given.
 
-    With L L' the covariance and its ridge: -|L^-1 (x - mean)|^2 / 2 - D log(2 pi) / 2 - sum(log diag L), the quadratic form
-    by triangular solve on centred rows (an expanded form loses digits as the condition number grows).
+    With L L' the covariance and its ridge: -|L^-1 (x - mean)|^2 / 2 - D log(2 pi) / 2 - sum(log diag L), the quadratic
+    form by triangular solve on centred rows (an expanded form loses digits as the condition number grows).
 
     Args:
         x: `[N, D]`. gaussian: of `fit_gaussian`, with classes if and only if `labels` int `[N]` are given.
@@ -60,7 +60,7 @@ def gaussian_log_likelihood(x: Any, gaussian: Gaussian, labels: Any = None, ridg
         float64 `[N]`.
 
     Raises:
-        InputError, InputTypeError: shapes that do not fit, NaN or infinity, a covariance that is singular with this ridge.
+        InputError, InputTypeError: shapes that do not fit, NaN or infinity, a covariance singular even with this ridge.
     """
     data = _check_rows(x)
     mean, covariance = as_tensor("gaussian", gaussian[0]).double(), as_tensor("gaussian", gaussian[1]).double()

@@ -21,7 +21,8 @@ def group_norm_silu(
     Source: Wu & He, ECCV 2018; scale and shift as in ADM (Dhariwal & Nichol, 2021, section 3: adaptive group norm).
 
     Args:
-        x: `[B, C, ...]`, NCHW or channels_last; groups divides C. weight, bias: `[C]`. scale, shift: `[B, C]`, both or none.
+        x: `[B, C, ...]`, NCHW or channels_last; groups divides C. weight, bias: `[C]`.
+        scale, shift: `[B, C]`, both or none.
         eps: added to the variance.
 
     Returns:
@@ -39,9 +40,9 @@ def group_norm_silu(
             raise InputError(f"{name}: shape [{x.shape[1]}] is needed, not {list(value.shape)}")
     if (scale is None) != (shift is None):
         raise InputError("scale: scale and shift are given together or not at all")
-    for name, value in (("scale", scale), ("shift", shift)):
-        if value is not None and value.shape != x.shape[:2]:
-            raise InputError(f"{name}: shape {list(x.shape[:2])} is needed, not {list(value.shape)}")
+    for name, modulation in (("scale", scale), ("shift", shift)):
+        if modulation is not None and modulation.shape != x.shape[:2]:
+            raise InputError(f"{name}: shape {list(x.shape[:2])} is needed, not {list(modulation.shape)}")
     if x.numel() == 0:
         return x.clone()
     y = functional.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from prunefast.errors import InputError
+from prunefast.ops import native
 from prunefast.ops.arrays import SEED_LIMIT, as_tensor, check_integer, check_matrix, check_same_device, like
 from prunefast.ops.topk import _topk, _unit_rows
 
@@ -89,6 +90,8 @@ def _update(data: torch.Tensor, labels: torch.Tensor, distance: torch.Tensor, k:
 
 def _sums(data: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
     """Float64 [k, D]: rows are added in their order, so the sum has one value."""
+    if data.device.type == "cpu":
+        return native.class_sums(data, labels, k)[0]
     sums = torch.zeros((k, data.shape[1]), dtype=torch.float64, device=data.device)
     step = max(1, (1 << 24) // data.shape[1])
     for start in range(0, data.shape[0], step):
@@ -114,7 +117,7 @@ def _initial(data: torch.Tensor, k: int, init: Any, seed: int) -> torch.Tensor:
 
 
 def _plus_plus(data: torch.Tensor, k: int, generator: np.random.Generator) -> torch.Tensor:
-    """Each next centroid is a row drawn with probability proportional to its squared distance from the nearest one so far."""
+    """Each next centroid is a row drawn in proportion to its squared distance from the nearest one so far."""
     picks = [int(generator.integers(data.shape[0]))]
     nearest = torch.full((data.shape[0],), torch.inf, dtype=torch.float32, device=data.device)
     while len(picks) < k:

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from prunefast.errors import InputError, InputTypeError
-from prunefast.ops import library
+from prunefast.ops import library, native
 from prunefast.ops.arrays import SEED_LIMIT, WORD_LIMIT, check_integer, check_position, signed
+from prunefast.ops.backends import triton_is_live
 
 _MASK = WORD_LIMIT - 1
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -133,13 +134,39 @@ def _philox_portable(
     return uniform.reshape(samples, -1)[:, :size].to(dtype).reshape(shape).contiguous()
 
 
+def _philox_cpu(
+    shape: list[int], seed: int, position: torch.Tensor, stream: int, normal: bool, dtype: torch.dtype
+) -> torch.Tensor:
+    if dtype == torch.float64:
+        if normal:
+            return _philox_portable(shape, seed, position, stream, normal, dtype)
+        return _philox_cpu(shape, seed, position, stream, normal, torch.float32).double()
+    out = torch.empty(shape, dtype=dtype)
+    native.philox(native.NORMAL if normal else native.UNIFORM, out, seed, position, stream)
+    return out
+
+
+def _philox_cuda(
+    shape: list[int], seed: int, position: torch.Tensor, stream: int, normal: bool, dtype: torch.dtype
+) -> torch.Tensor:
+    if dtype == torch.float64 or not triton_is_live():
+        return _philox_portable(shape, seed, position, stream, normal, dtype)
+    from prunefast.kernels.philox import fill
+
+    out = torch.empty(shape, dtype=dtype, device=position.device)
+    with torch.cuda.device(position.device):
+        fill(out, seed, position, stream, "normal" if normal else "uniform")
+    return out
+
+
 def _philox_fake(shape, seed, position, stream, normal, dtype):
     return torch.empty(shape, dtype=dtype, device=position.device)
 
 
 _philox = library.define(
     "philox(SymInt[] shape, int seed, Tensor position, int stream, bool normal, ScalarType dtype) -> Tensor",
-    cpu=_philox_portable,
+    cpu=_philox_cpu,
+    cuda=_philox_cuda,
     portable=_philox_portable,
     fake=_philox_fake,
 )

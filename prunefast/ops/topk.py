@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from prunefast.errors import InputError
-from prunefast.ops import library
+from prunefast.ops import library, native
 from prunefast.ops.arrays import as_tensor, check_integer, check_matrix, check_same_device, like
 
 METRICS = {"l2": 0, "ip": 1, "cosine": 2}
@@ -29,7 +29,8 @@ def topk(
         exclude_self: row i of `x` is row i of `y` and does not count as its own neighbour.
 
     Returns:
-        (index int64 `[N, k]`, squared_distance float32 `[N, k]`) from direct differences: never negative, 0 for a duplicate.
+        (index int64 `[N, k]`, squared_distance float32 `[N, k]`) from direct differences: never negative, 0 for a
+        duplicate.
 
     Raises:
         InputError, InputTypeError: wrong shapes or types, NaN or infinity, k out of range.
@@ -113,7 +114,7 @@ def _topk_fake(x, y, k, inner, certify, exclude_self):
 
 _topk = library.define(
     "topk(Tensor x, Tensor y, int k, bool inner, bool certify, bool exclude_self) -> (Tensor, Tensor)",
-    cpu=_topk_portable,
+    cpu=native.topk,
     portable=_topk_portable,
     fake=_topk_fake,
 )

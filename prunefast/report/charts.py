@@ -55,7 +55,7 @@ def make_histogram(
 
 
 def robust_limits(values: NDArray[np.float64], tail: float = 0.2) -> tuple[float, float]:
-    """Where to end an axis: at the extremes, or at the `tail` percentiles where a few outliers would squash the rest."""
+    """Where to end an axis: at the extremes, or at the `tail` percentiles where outliers would squash the rest."""
     low, high = float(values.min()), float(values.max())
     near_low, near_high = (float(p) for p in np.percentile(values, [tail, 100 - tail]))
     width = near_high - near_low
@@ -201,11 +201,11 @@ def line_chart(lines: Sequence[Line], x_title: str, y_title: str, label: str) ->
 
 
 def running_mean(y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the last 5 % of the values before each one (at least one value)."""
-    window = max(1, round(0.05 * len(y)))
+    """Mean over 5 % of the values around each one; over fewer at the steep beginning, half as many at the end."""
+    position = np.arange(len(y))
+    half = np.minimum(round(0.025 * len(y)), position // 4)
     total = np.concatenate([[0.0], np.cumsum(y)])
-    end = np.arange(1, len(y) + 1)
-    start = np.maximum(end - window, 0)
+    start, end = position - half, np.minimum(position + half + 1, len(y))
     return (total[end] - total[start]) / (end - start)
 
 
@@ -245,9 +245,13 @@ def scatter(points: Sequence[MapPoint], label: str) -> Markup:
     for point in points:
         parts.append(
             element(
-                "circle", element("title", point.tip), cx=_map_x(point.x), cy=_map_y(point.y),
-                r=4.2 if point.kept else 3.6, class_=f"{'k' if point.kept else 'd'} g{point.group}",
-            )  # fmt: skip
+                "circle",
+                element("title", point.tip),
+                cx=_map_x(point.x),
+                cy=_map_y(point.y),
+                r=3.6 if point.kept else 3.1,
+                class_=f"{'k' if point.kept else 'd'} g{point.group}",
+            )
         )
     return picture(MAP_WIDTH, MAP_HEIGHT, label, parts, "map-points")
 
@@ -295,7 +299,7 @@ class Frame:
     def __init__(
         self, width: int, height: int, x_low: float, x_high: float, y_low: float, y_high: float, log_y: bool = False
     ):
-        self.left, self.right, self.top, self.bottom = 58, width - 14, 12, height - 46
+        self.left, self.right, self.top, self.bottom = 58, width - 22, 12, height - 46
         self.x_low, self.x_high, self.log_y = x_low, x_high, log_y
         self.y_values = (y_low, y_high)
         self.y_low, self.y_high = (math.log10(y_low), math.log10(y_high)) if log_y else (y_low, y_high)
@@ -327,9 +331,7 @@ class Frame:
             parts.append(
                 element("text", tick_text(value), x=x, y=self.bottom + 19, text_anchor="middle", class_="tick")
             )
-        parts.append(
-            element("line", x1=self.left, x2=self.right, y1=self.bottom, y2=self.bottom, class_="axis-line")
-        )
+        parts.append(element("line", x1=self.left, x2=self.right, y1=self.bottom, y2=self.bottom, class_="axis-line"))
         middle_x, middle_y = (self.left + self.right) / 2, (self.top + self.bottom) / 2
         parts.append(
             element("text", x_title, x=middle_x, y=self.bottom + 39, text_anchor="middle", class_="axis-title")

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunefast.data import ImageDataset, open_dataset, open_run_dataset
+from prunefast.encode import open_features
 from prunefast.errors import InputError
 from prunefast.evaluate.result import Evaluation
 from prunefast.files import RunFolder, read_json
@@ -23,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass
 class Training:
-    """images, loss [n]: the finite points of metrics.jsonl; summary: summary.json; `skipped`: lines that were no use."""
+    """images, loss [n]: the finite points of metrics.jsonl, `skipped` its other lines; summary: summary.json."""
 
     images: NDArray[np.float64]
     loss: NDArray[np.float64]
@@ -90,10 +91,8 @@ def read_run(folder: RunFolder) -> Run:
     if folder.features_manifest.is_file():
         manifest = _part(run.notes, "features.json", folder.features_manifest, "", read_json)
         run.features_manifest = manifest if isinstance(manifest, dict) else {}
-    run.features = _part(run.notes, "map", folder.features, "no features.npy (prunefast embed makes it)", _load_features)
-    if run.features is not None and run.data is not None and len(run.features) != len(run.data):
-        run.notes["map"] = f"features.npy has {len(run.features):,} rows for {len(run.data):,} images; embed again"
-        run.features = None
+    missing = "no features.npy (prunefast embed makes it)"
+    run.features = _part(run.notes, "map", folder.features, missing, lambda path: open_features(path, run.data))
     if run.data is not None and folder.scores.is_file():
         names = _part(run.notes, "scores", folder.scores, "", load_manifests)
         if names:
@@ -109,7 +108,9 @@ def read_arm(name: str, folder: RunFolder, run: Run) -> Arm:
         arm.coreset = Coreset.load(folder.coreset, run.data)  # one of other data would make the whole page wrong
     else:
         arm.notes["selection"] = "no coreset.parquet (prunefast select makes it)"
-    arm.training = _part(arm.notes, "training", folder.train, "no train/ folder (prunefast train makes it)", read_training)
+    arm.training = _part(
+        arm.notes, "training", folder.train, "no train/ folder (prunefast train makes it)", read_training
+    )
     samples = folder.samples if folder.samples.is_dir() else folder.train / "samples"
     arm.samples = _part(arm.notes, "samples", samples, "no samples/ folder (prunefast sample makes it)", _open_samples)
     if (samples / "samples.json").is_file():
@@ -161,13 +162,6 @@ def _part(notes: dict[str, str], section: str, path: Path, missing: str, read: C
     except (InputError, OSError, ValueError) as error:
         notes[section] = str(error).splitlines()[0] if str(error) else f"{path}: cannot be read"
         return None
-
-
-def _load_features(path: Path) -> NDArray[np.floating]:
-    features = np.load(path, mmap_mode="r", allow_pickle=False)
-    if features.ndim != 2 or features.dtype.kind != "f":
-        raise InputError(f"{path}: is not a float array [N, D]; embed again")
-    return features
 
 
 def _open_samples(path: Path) -> ImageDataset:

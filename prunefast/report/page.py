@@ -11,9 +11,10 @@ from markupsafe import Markup
 
 import prunefast
 from prunefast.errors import InputError
-from prunefast.files import RunFolder, write_text
-from prunefast.report import view
+from prunefast.files import write_text
 from prunefast.report.gather import Arm, Run, gather
+from prunefast.report.sections import classes, feature_map, outcome, scores, summary
+from prunefast.report.sections.options import COMPACT, FULL, Options
 from prunefast.report.text import number, short, visible
 from prunefast.report.thumbnails import Thumbnails
 
@@ -49,18 +50,18 @@ def report(
 
 def render(run: Run, arms: list[Arm], *, title: str | None = None, compared: bool = False) -> str:
     """The page as text."""
-    options = view.COMPACT if compared else view.FULL
+    sizes = COMPACT if compared else FULL
     pictures = _Pictures(run)
-    map_ = view.map_points(run.features, options.full_map)
+    map_ = feature_map.map_points(run, sizes.full_map)
     notes = dict(run.notes)
-    sections = [_arm_section(run, arm, options, map_, pictures) for arm in arms]
-    name = view.data_name(run)
+    sections = [_arm_section(run, arm, sizes, map_, pictures) for arm in arms]
+    name = summary.data_name(run)
     kept = [section["headline"] for section in sections if section["headline"] is not None]
     if title is None:
         if compared:
             title = f"{len(arms)} selections of {name}, side by side"
         elif kept:
-            title = f"{kept[0]['kept']} of {kept[0]['total']} images kept of {name}"
+            title = f"{name}: {kept[0]['kept']} of {kept[0]['total']} images kept"
         else:
             title = f"Report of {name}"
     context = {
@@ -69,16 +70,26 @@ def render(run: Run, arms: list[Arm], *, title: str | None = None, compared: boo
         "data": _data_facts(run),
         "version": prunefast.__version__,
         "compared": compared,
-        "comparison": view.comparison(arms) if compared else None,
-        "training": view.training_chart(arms),
+        "comparison": outcome.comparison(arms) if compared else None,
+        "training": outcome.training_chart(arms),
         "arms": sections,
-        "encoder": view.encoder_text(run),
-        "map_variance": [f"{100 * value:.1f} %" for value in map_.variance] if map_ is not None else None,
+        "encoder": summary.encoder_text(run),
+        "map_axes": map_.axes if map_ is not None else None,
         "map_drawn": f"{len(map_.indices):,}" if map_ is not None else None,
-        "notes": {section: visible(text) for section, text in (notes | pictures.notes).items()},
-        "manifest": view.manifest_rows(run, None if compared else arms[0].coreset),
+        "notes": _Notes(notes | pictures.notes),
+        "manifest": summary.manifest_rows(run, None if compared else arms[0].coreset),
     }
     return _template().render(context)
+
+
+class _Notes(dict[str, str]):
+    """Section -> why it is missing, safe to show; empty for a section that is not missing."""
+
+    def __init__(self, notes: Mapping[str, str]):
+        super().__init__({section: visible(text) for section, text in notes.items()})
+
+    def __missing__(self, section: str) -> str:
+        return ""
 
 
 class _Pictures:
@@ -101,13 +112,13 @@ class _Pictures:
 
 
 def _arm_section(
-    run: Run, arm: Arm, options: view.Options, map_: view.MapData | None, pictures: _Pictures
+    run: Run, arm: Arm, sizes: Options, map_: feature_map.MapData | None, pictures: _Pictures
 ) -> dict[str, Any]:
     """Everything the template shows of one arm. Pictures are chosen first and read in one pass."""
     coreset = arm.coreset
     section: dict[str, Any] = {
         "name": short(arm.name, 32),
-        "headline": view.headline(run, arm),
+        "headline": summary.headline(run, arm),
         "scores": None,
         "classes": None,
         "clusters": None,
@@ -117,37 +128,37 @@ def _arm_section(
         "score_name": "",
         "map": None,
         "small_map": None,
-        "facts": view.training_facts(arm.training),
+        "facts": outcome.training_facts(arm.training),
         "samples": None,
-        "metrics": view.metric_section(arm),
+        "metrics": outcome.metric_section(arm),
         "pairs": [],
-        "manifest": view.manifest_rows(run, coreset) if coreset is not None else [],
-        "notes": {name: visible(text) for name, text in arm.notes.items()},
+        "manifest": summary.manifest_rows(run, coreset) if coreset is not None else [],
+        "notes": _Notes(arm.notes),
     }
-    pairs = view.closest_pairs(arm, run.data)
-    sample_pictures = _sample_pictures(arm, options, [sample for sample, _, _ in pairs], section)
+    pairs = outcome.closest_pairs(arm, run.data)
+    sample_pictures = _sample_pictures(arm, sizes, [sample for sample, _, _ in pairs], section)
     if coreset is None:
         return section
 
-    scores = view.scored(run, coreset)
-    groups, note, ends = view.galleries(coreset, scores, options)
+    scored = scores.scored(run, coreset)
+    groups, note, ends = classes.galleries(coreset, scored, sizes)
     wanted = [index for group in groups for row in group.rows for index in row.indices]
     wanted += [training for _, training, _ in pairs]
-    if map_ is not None and options.full_map:
+    if map_ is not None and sizes.full_map:
         wanted += map_.indices[map_.tiles].tolist()
     thumbnails = pictures.prepare(wanted)
 
-    section["scores"] = view.score_section(coreset, scores)
-    section["score_name"] = scores.name if scores is not None else ""
-    section["classes"] = view.class_table(coreset)
-    section["clusters"] = view.cluster_bars(coreset)
-    section["groups"] = [view.group_view(group, coreset, scores, thumbnails) for group in groups]
+    section["scores"] = scores.score_section(coreset, scored)
+    section["score_name"] = scored.name if scored is not None else ""
+    section["classes"] = classes.class_table(coreset)
+    section["clusters"] = classes.cluster_bars(coreset)
+    section["groups"] = [classes.group_view(group, coreset, scored, thumbnails) for group in groups]
     section["groups_note"], section["axis_ends"] = note, ends
     if map_ is not None:
-        if options.full_map:
-            section["map"] = view.map_section(map_, coreset, scores, thumbnails)
+        if sizes.full_map:
+            section["map"] = feature_map.map_section(map_, coreset, scored, thumbnails)
         else:
-            section["small_map"] = view.small_map(map_, coreset, arm.name)
+            section["small_map"] = feature_map.small_map(map_, coreset, arm.name)
     if thumbnails is not None and sample_pictures is not None:
         section["pairs"] = [
             {
@@ -161,17 +172,17 @@ def _arm_section(
     return section
 
 
-def _sample_pictures(arm: Arm, options: view.Options, also: list[int], section: dict[str, Any]) -> Thumbnails | None:
+def _sample_pictures(arm: Arm, sizes: Options, also: list[int], section: dict[str, Any]) -> Thumbnails | None:
     if arm.samples is None:
         return None
-    picks = view.sample_picks(arm.samples, options.sample_images)
+    picks = outcome.sample_picks(arm.samples, sizes)
     pictures = Thumbnails(arm.samples)
     try:
         pictures.prepare([index for _, indices in picks for index in indices] + also)
     except (InputError, OSError) as error:
         section["notes"]["samples"] = visible(str(error).splitlines()[0])
         return None
-    section["samples"] = view.sample_section(arm.samples, picks, pictures, arm.sampling)
+    section["samples"] = outcome.sample_section(arm.samples, picks, pictures, arm.sampling)
     return pictures
 
 

@@ -49,7 +49,7 @@ def number(value: float | int | None, digits: int = 4) -> str:
 
 
 def share(part: int, whole: int) -> str:
-    """``share(1, 3) -> 33.3 %``; nothing that was not everything reads 100 %, nothing that was not nothing reads 0 %."""
+    """``share(1, 3) -> 33.3 %``; only everything reads 100 %, and only nothing reads 0 %."""
     if whole <= 0:
         return "—"
     percent = 100 * part / whole

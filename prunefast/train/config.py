@@ -152,8 +152,12 @@ class TrainConfig:
 
 # Keys that decide nothing about the numbers, or whose meaning is in the resolved part of a recipe.
 _NOT_RECIPE = frozenset(
-    "out data split coreset image_size images max_seconds class_conditional prediction class_weights device precision "
-    "compile deterministic placement threads checkpoint_every_images checkpoint_every_seconds keep_checkpoints".split()
+    {
+        *("out", "images", "max_seconds", "max_bad_steps"),
+        *("data", "split", "coreset", "image_size", "class_conditional", "prediction", "class_weights", "precision"),
+        *("device", "compile", "deterministic", "placement", "threads"),
+        *("checkpoint_every_images", "checkpoint_every_seconds", "keep_checkpoints"),
+    }
 )
 
 
@@ -164,9 +168,7 @@ def recipe(config: TrainConfig, **resolved: Any) -> dict[str, Any]:
     number of classes, ...). JSON-able. `images` and `max_seconds` are no part of it: a run may be extended.
     """
     kept = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if field.name not in _NOT_RECIPE
+        field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name not in _NOT_RECIPE
     }
     kept["betas"] = list(config.betas)
     return {**resolved, **kept}
@@ -227,7 +229,9 @@ def read_class_weights(value: str | tuple[float, ...] | None, classes: Sequence[
         if isinstance(content, dict):
             missing = [name for name in classes if name not in content]
             if missing or len(content) != len(classes):
-                raise InputError(f"{source}: its classes are not those of the data ({', '.join(missing) or 'too many'})")
+                raise InputError(
+                    f"{source}: its classes are not those of the data ({', '.join(missing) or 'too many'})"
+                )
             content = [content[name] for name in classes]
     try:
         weights = [float(weight) for weight in content]
@@ -298,7 +302,9 @@ class _Number:
         low_ok = number > self.low if self.open_low else number >= self.low
         if not (low_ok and number < self.high):  # NaN fails too
             upper = f" and below {self.high:g}" if self.high < math.inf else " and finite"
-            raise InputError(f"{key} is {number:g}; it must be {'above' if self.open_low else 'at least'} {self.low:g}{upper}")
+            raise InputError(
+                f"{key} is {number:g}; it must be {'above' if self.open_low else 'at least'} {self.low:g}{upper}"
+            )
         return number
 
 

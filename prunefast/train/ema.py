@@ -48,7 +48,7 @@ class Ema:
         self._lerp_live = [self._live[i] for i in self._floating]
 
     def beta(self, images: int, batch_size: int) -> float:
-        """The share of the old average that stays, for the step that brings training from `images` to + `batch_size`."""
+        """The share of the old average that stays, for the step from `images` to `images` + `batch_size`."""
         half_life = min(self.half_life_images, images * self.ramp_up)
         return 0.5 ** (batch_size / half_life) if half_life > 0 else 0.0
 

@@ -1,7 +1,7 @@
 """What a run says: sums on the device, metrics.jsonl, summary.json and the status line.
 
-Lines of metrics.jsonl are keyed to image counts, never to time, and the sums between two lines travel in the checkpoint:
-a run that was stopped and resumed writes the same lines as one that was not, but for `TIMING_KEYS`.
+Lines of metrics.jsonl are keyed to image counts, never to time, and the sums between two lines travel in the
+checkpoint: a run that was stopped and resumed writes the same lines as one that was not, but for `TIMING_KEYS`.
 """
 
 import json
@@ -76,7 +76,7 @@ def significant(value: float | None, digits: int = 7) -> float | None:
 class MetricsLog:
     """RUN/train/metrics.jsonl, appended to; `offset` is its length in bytes and part of a checkpoint.
 
-    Opening cuts off what lies behind `offset`: lines of steps that were lost with a killed process, and are trained again.
+    Opening cuts off what lies behind `offset`: lines of steps that were lost with a killed process and are done again.
     """
 
     def __init__(self, path: Path, offset: int):
@@ -85,7 +85,9 @@ class MetricsLog:
             self._file = open(path, "ab")  # noqa: SIM115  closed by close()
             size = os.fstat(self._file.fileno()).st_size
             if size < offset:
-                warnings.warn(f"{path}: is shorter than when the checkpoint was written; lines are missing", stacklevel=2)
+                warnings.warn(
+                    f"{path}: is shorter than when the checkpoint was written; lines are missing", stacklevel=2
+                )
             self.offset = min(size, offset)
             self._file.truncate(self.offset)
         except OSError as error:
@@ -130,7 +132,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def recent_loss(records: list[dict[str, Any]]) -> float | None:
-    """Mean loss over the metrics lines of the last tenth of the images: one line alone is noisy, and the last may be short."""
+    """Mean loss over the lines of the last tenth of the images: one line alone is noisy, and the last may be short."""
     if not records:
         return None
     begin = 0.9 * records[-1]["images"]
@@ -175,5 +177,7 @@ class Status:
     def __enter__(self) -> "Status":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.close()

@@ -1,8 +1,9 @@
 """The training loop. Everything is counted in images; a run is a function of its configuration and its data.
 
-What a time limit (`max_seconds`) counts: the steps, from waiting for images to the update of the average. Not counted are
-the first step of each process (libraries build and tune their kernels in it) and the writing of checkpoints, so that runs
-of the same limit get the same training, however slowly they start. A resumed run goes on counting where it stopped.
+What a time limit (`max_seconds`) counts: the steps, from waiting for images to the update of the average. Not counted
+are the first step of each process (libraries build and tune their kernels in it, the loader decodes what it keeps) and
+the writing of checkpoints, so that runs of the same limit get the same training, however slowly they start. A resumed
+run goes on counting where it stopped.
 """
 
 import dataclasses
@@ -64,9 +65,9 @@ def train(
 
         pf.train(pf.TrainConfig(data="cifar10/train", coreset="run/coreset.parquet", out="run", images=1_000_000))
 
-    Writes OUT/train/: config.toml, metrics.jsonl, summary.json and checkpoints. A run that was stopped, however it was, and
-    continued ends with the bits of one that never was (weights, average, optimizer, metrics but for timings), on the same
-    machine with the same number of threads. `images` and `max_seconds` may grow between calls.
+    Writes OUT/train/: config.toml, metrics.jsonl, summary.json and checkpoints. A run that was stopped, however it was,
+    and continued ends with the bits of one that never was (weights, average, optimizer, metrics but for timings), on
+    the same machine with the same number of threads. `images` and `max_seconds` may grow between calls.
 
     Args:
         config: all options; `config.data` and `config.coreset` are opened where the next two are None.
@@ -92,7 +93,9 @@ def train(
         plan = make_plan(config, data, coreset, device, recorded["recipe"] if recorded else None)
         if recorded is not None:
             check_same_recipe(recorded["recipe"], plan.recipe, folder)
-            if _is_over(config, recorded["images"], recorded["seconds"]) and _was_summarised(folder, recorded["images"]):
+            if _is_over(config, recorded["images"], recorded["seconds"]) and _was_summarised(
+                folder, recorded["images"]
+            ):
                 return _result(folder, found[0], repeated=True)  # type: ignore[index]
         with forked_generators(device), repeatable_algorithms(device, config.deterministic):
             run = _Run(plan, build_parts(plan), folder, found)
@@ -195,12 +198,12 @@ class _Run:
         self.steps += 1
 
     def _check_divergence(self) -> None:
-        """Bad steps were skipped on the device when they happened; where looking costs a wait, it is done with the status."""
+        """Bad steps were skipped when they happened. Where looking costs a wait, it is done with the status only."""
         if self.meter.read()["bad_in_a_row"] >= self.config.max_bad_steps:
             raise InputError(
-                f"{self.folder}: training diverged: {self.config.max_bad_steps} steps in a row without a finite loss and "
-                f'gradient, before image {self.images:,}; try a lower lr, more warmup_images or precision="fp32" in '
-                "another out (the last checkpoint is untouched)"
+                f"{self.folder}: training diverged: {self.config.max_bad_steps} steps in a row without a finite loss "
+                f'and gradient, before image {self.images:,}; try a lower lr, more warmup_images or precision="fp32" '
+                "in another out (the last checkpoint is untouched)"
             )
 
     def _write_line(self) -> None:
@@ -247,8 +250,8 @@ class _Run:
         self._write_summary(finished=False)
 
     def _finish(self) -> None:
-        """The last checkpoint, the last line, the summary. The line is behind the checkpoint's `metrics_offset`: a run that
-        is extended cuts it off and completes its interval, as if it had never ended here."""
+        """The last checkpoint, the last line, the summary. The line is behind the checkpoint's `metrics_offset`: a run
+        that is extended cuts it off and completes its interval, as if it had never ended here."""
         self._save()
         if self.meter.read()["steps"]:
             self._write_line()

@@ -41,11 +41,12 @@ def sample(
 
         images = pf.sample("run", 1_000, out="run/samples", steps=50)
 
-    Image k follows from the checkpoint, the seed and its number: the same in a larger n, and whatever came before. (Another
-    `batch_size` may change the last digits of torch's own products, a grey level here and there.)
+    Image k follows from the checkpoint, the seed and its number: the same in a larger n, and whatever came before.
+    (Another `batch_size` may change the last digits of torch's own products, a grey level here and there.)
 
-    With `out`, image k goes to OUT/CLASS/k.png (OUT/k.png without classes), and OUT/samples.json says how they were made. A
-    second call makes what is missing, reads the rest, and may ask for more images; another protocol is an error.
+    With `out`, image k goes to OUT/CLASS/k.png (OUT/k.png without classes), and OUT/samples.json says how they were
+    made. A second call makes what is missing, reads the rest, and may ask for more images; another protocol is an
+    error.
 
     Args:
         checkpoint: a run folder, its train folder, or one checkpoint-* folder.
@@ -222,7 +223,7 @@ class _SampleFolder:
         return True
 
     def write(self, k: int, pixels: np.ndarray) -> None:
-        """Renamed into place, but not flushed one by one: a file that a power cut tore is found by `read` and made again."""
+        """Renamed into place but not flushed one by one: what a power cut tears, `read` finds and it is made again."""
         path = self._file(k)
         temporary = path.with_name(TEMPORARY_PREFIX + path.name)
         try:

@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run: the data it opens, the recipe it resolves to, and what the loop drives."""
+"""From a configuration to the parts of a run: the data it opens, the recipe it resolves to, what the loop drives."""
 
 import dataclasses
 from typing import Any
@@ -19,7 +19,9 @@ from prunefast.train.optim import Updater
 from prunefast.train.step import TrainingStep, derived_seed, pick_precision, pick_weighting, seed_generators
 
 
-def open_inputs(config: TrainConfig, data: ImageDataset | None, coreset: Coreset | None) -> tuple[ImageDataset, Coreset]:
+def open_inputs(
+    config: TrainConfig, data: ImageDataset | None, coreset: Coreset | None
+) -> tuple[ImageDataset, Coreset]:
     """Data with square images of one size and a coreset of it that is not empty, or an error that names the key."""
     if data is None:
         if config.data is None:
@@ -62,7 +64,7 @@ def make_plan(
     class_weights = read_class_weights(config.class_weights, data.classes)
     frequencies = None
     if class_weights is not None:  # every image of the coreset is drawn equally often
-        counts = np.bincount(data.labels[coreset.indices], minlength=len(data.classes))
+        counts = np.bincount(np.asarray(data.labels)[coreset.indices], minlength=len(data.classes))
         frequencies = counts / counts.sum()
     weighting = pick_weighting(config.weighting, config.weighting_gamma)
     loss = DenoisingLoss(config.process, config.prediction, weighting, class_weights, frequencies)
@@ -96,7 +98,8 @@ def build_parts(plan: Plan) -> Parts:
     config, device = plan.config, plan.device
     seed_generators(device, derived_seed("weights", config.seed))
     options: dict[str, Any] = {"num_classes": plan.num_classes, "dropout": config.dropout, **config.model_options}
-    model = build_model(config.model, image_size=plan.data.image_size, **options)
+    image_size = plan.recipe["image_size"]
+    model = build_model(config.model, image_size=image_size, **options)
     model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     network: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
     step = TrainingStep(
@@ -115,7 +118,7 @@ def build_parts(plan: Plan) -> Parts:
         seed=config.seed,
         threads=config.threads,
         device=device,
-        placement=config.placement,
+        placement=config.placement,  # type: ignore[arg-type]  # one of its literals: TrainConfig checks
     )
     ema = Ema(model, config.ema_half_life_images, config.ema_ramp_up)
     return Parts(model, step, ema, Updater(model, config), loader)

@@ -54,7 +54,7 @@ def save_checkpoint(
     """Write FOLDER/checkpoint-`images` and remove what is older than the newest `keep`.
 
     `state` is JSON-able: what `read_state` gives back, under the same keys.
-    Raises `MachineError` for a full disk, `InputError` for a folder that cannot be written; nothing is left half-written.
+    Raises `MachineError` for a full disk, `InputError` for a folder that cannot be written; nothing half-written stays.
     """
     path = folder / f"{PREFIX}{images:09d}"
     tensors = (named_weights(model), ema.tensors(), updater.tensors())
@@ -75,7 +75,9 @@ def _save_tensors(tensors: Mapping[str, Tensor], path: Path, shown: Path) -> Non
     except SafetensorError as error:
         # the writer of safetensors reports the system's error in its text only
         if "os error 28" in str(error) or "os error 122" in str(error):
-            raise MachineError(f"{shown}: no space left on the disk; free some or choose another output folder") from None
+            raise MachineError(
+                f"{shown}: no space left on the disk; free some or choose another output folder"
+            ) from None
         raise MachineError(f"{shown}: cannot be written ({error})") from None
 
 
@@ -216,7 +218,9 @@ def lock_folder(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"{folder}: another process is training there; wait for it or choose another out") from None
+            raise InputError(
+                f"{folder}: another process is training there; wait for it or choose another out"
+            ) from None
         except OSError:
             pass  # a file system without locks: go on without
         yield

@@ -1,8 +1,8 @@
 """One training step up to its loss: everything random in it is a function of (seed, global image position).
 
-Mirroring, time, label drop and noise come from Philox streams keyed by the position of each image, so they do not depend
-on how the images are cut into batches or dealt to ranks. What a network draws itself (dropout) comes from torch's
-generators, seeded for every step from (seed, first position) inside a fork: the caller's generators are put back.
+Mirroring, time, label drop and noise come from Philox streams keyed by the position of each image, so they do not
+depend on how the images are cut into batches or dealt to ranks. What a network draws itself (dropout) comes from
+torch's generators, seeded for every step from (seed, first position) inside a fork: the caller's are put back.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(precision: str, device: torch.device) -> str:
-    """"bf16" or "fp32". "auto" takes bf16 where the hardware multiplies it: elsewhere it is emulated, several times
+    """ "bf16" or "fp32". "auto" takes bf16 where the hardware multiplies it: elsewhere it is emulated, several times
     slower. Weights, their average and the optimizer are float32 either way (bf16 autocast)."""
     if precision != "auto":
         return precision
@@ -162,16 +162,17 @@ def repeatable_algorithms(device: torch.device, deterministic: bool) -> Iterator
         yield
         return
     before = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic  # a module that is given a class of its own
+    fill = settings.fill_uninitialized_memory
     with torch.backends.cudnn.flags(enabled=True, benchmark=not deterministic, deterministic=deterministic):
         try:
             if deterministic:
                 torch.use_deterministic_algorithms(True, warn_only=True)
-                torch.utils.deterministic.fill_uninitialized_memory = False
+                settings.fill_uninitialized_memory = False
             with warnings.catch_warnings():
                 # cuBLAS varies between streams only, and this trains on one
                 warnings.filterwarnings("ignore", message="(?s).*CUBLAS_WORKSPACE_CONFIG")
                 yield
         finally:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-            torch.utils.deterministic.fill_uninitialized_memory = fill
+            settings.fill_uninitialized_memory = fill

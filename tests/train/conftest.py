@@ -23,7 +23,7 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-def make_data(count: int = 40, classes: int | None = 3, seed: int = 0) -> ImageDataset:
+def build_data(count: int = 40, classes: int | None = 3, seed: int = 0) -> ImageDataset:
     generator = np.random.Generator(np.random.Philox(key=seed))
     images = generator.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
     if classes is None:
@@ -32,8 +32,13 @@ def make_data(count: int = 40, classes: int | None = 3, seed: int = 0) -> ImageD
 
 
 @pytest.fixture
+def make_data() -> Callable[..., ImageDataset]:
+    return build_data
+
+
+@pytest.fixture
 def data() -> ImageDataset:
-    return make_data()
+    return build_data()
 
 
 @pytest.fixture

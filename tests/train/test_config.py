@@ -33,7 +33,9 @@ def test_presets_are_valid_and_survive_the_file(preset, tmp_path):
     class_weights=st.none() | st.lists(st.floats(0, 1), min_size=1).map(tuple) | st.just("weights.json"),
     conditional=st.sampled_from([True, False, "auto"]),
     text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
-    options=st.dictionaries(st.text(min_size=1, max_size=5), st.integers(-5, 5) | st.lists(st.integers(0, 3)), max_size=3),
+    options=st.dictionaries(
+        st.text(min_size=1, max_size=5), st.integers(-5, 5) | st.lists(st.integers(0, 3)), max_size=3
+    ),
 )
 def test_any_configuration_survives_the_file(
     tmp_path_factory, images, seed, lr, betas, max_seconds, class_weights, conditional, text, options
@@ -129,7 +131,7 @@ def test_missing_and_broken_files(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         TrainConfig.load(tmp_path / "none.toml")
     (tmp_path / "bad.toml").write_bytes(b"\xff = [")
-    with pytest.raises(InputError, match="bad.toml"):
+    with pytest.raises(InputError, match=r"bad\.toml"):
         TrainConfig.load(tmp_path / "bad.toml")
     with pytest.raises(InputError, match="out is missing"):
         TrainConfig.from_dict({"images": 5})
@@ -146,9 +148,17 @@ def test_some_length_is_needed():
 def test_recipe_holds_what_decides_the_numbers():
     assert set(FIELDS) >= _NOT_RECIPE
     base = TrainConfig(out="run", images=10)
-    same = base.replace(out="b", images=99, max_seconds=3.0, device="cpu", threads=2, keep_checkpoints=7, data="elsewhere")
+    same = base.replace(
+        out="b", images=99, max_seconds=3.0, device="cpu", threads=2, keep_checkpoints=7, data="elsewhere"
+    )
     assert recipe(base, data="f") == recipe(same, data="f")
-    for key, value in {"batch_size": 5, "seed": 1, "model_options": {"width": 4}, "flip": False, "status_every_images": 7}.items():
+    for key, value in {
+        "batch_size": 5,
+        "seed": 1,
+        "model_options": {"width": 4},
+        "flip": False,
+        "status_every_images": 7,
+    }.items():
         assert recipe(base.replace(**{key: value})) != recipe(base), key
     assert recipe(base, data="f") != recipe(base, data="g")
     json.dumps(recipe(base, data="f"))
@@ -160,17 +170,21 @@ class TestClassWeights:
         assert config.class_weights == (0.25, 0.75)
         assert read_class_weights(config.class_weights, ["a", "b"]) == [0.25, 0.75]
 
-    @pytest.mark.parametrize("content", [[0.25, 0.75], {"average": [0.25, 0.75], "history": []}, {"b": 0.75, "a": 0.25}])
+    @pytest.mark.parametrize(
+        "content", [[0.25, 0.75], {"average": [0.25, 0.75], "history": []}, {"b": 0.75, "a": 0.25}]
+    )
     def test_files(self, tmp_path, content):
         path = tmp_path / "class_weights.json"
         path.write_text(json.dumps(content))
         assert read_class_weights(str(path), ["a", "b"]) == [0.25, 0.75]
 
-    @pytest.mark.parametrize("content", [[1.0], {"a": 1.0}, {"a": 1, "b": 1, "c": 1}, ["x", "y"], [1, None], [-1, 2], [0, 0], 3])
+    @pytest.mark.parametrize(
+        "content", [[1.0], {"a": 1.0}, {"a": 1, "b": 1, "c": 1}, ["x", "y"], [1, None], [-1, 2], [0, 0], 3]
+    )
     def test_files_that_do_not_fit(self, tmp_path, content):
         path = tmp_path / "class_weights.json"
         path.write_text(json.dumps(content))
-        with pytest.raises(InputError, match="class_weights.json"):
+        with pytest.raises(InputError, match=r"class_weights\.json"):
             read_class_weights(str(path), ["a", "b"])
 
     def test_a_missing_file(self, tmp_path):

@@ -217,5 +217,5 @@ def test_apex_is_clipped_and_guarded_too(monkeypatch):
 
 def test_apex_that_is_not_there(monkeypatch):
     monkeypatch.setitem(sys.modules, "apex", None)
-    with pytest.raises(MissingDependencyError, match='NVIDIA.*optimizer="adamw"'):
+    with pytest.raises(MissingDependencyError, match=r'NVIDIA.*optimizer="adamw"'):
         Updater(make_model(), make_config(optimizer="apex"))

@@ -89,12 +89,17 @@ def test_any_changed_byte_is_seen(whole, tmp_path_factory, data, name):
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(content=st.binary() | st.recursive(
-    st.none() | st.booleans() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["digest", "format", "files", "images", "x"]), inner, max_size=5),
-    max_leaves=8,
-).map(lambda value: json.dumps(value).encode()))
+@given(
+    content=st.binary()
+    | st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["digest", "format", "files", "images", "x"]), inner, max_size=5)
+        ),
+        max_leaves=8,
+    ).map(lambda value: json.dumps(value).encode())
+)
 def test_arbitrary_state_files_are_refused(whole, tmp_path_factory, content):
     folder = tmp_path_factory.mktemp("arbitrary") / whole.name
     shutil.copytree(whole, folder)
@@ -125,7 +130,10 @@ def test_the_one_before_a_broken_one_is_used(tmp_path):
 def test_all_broken(tmp_path):
     for images in (8, 16):
         (write(tmp_path, images) / "state.json").write_bytes(b"{}")
-    with pytest.warns(UserWarning), pytest.raises(InputError, match="all checkpoints are damaged"):
+    with (
+        pytest.warns(UserWarning, match="the checkpoint before"),
+        pytest.raises(InputError, match="all checkpoints are damaged"),
+    ):
         checkpoints.latest_checkpoint(tmp_path)
 
 

@@ -78,8 +78,8 @@ inline void turn(vf u, vf* cosine, vf* sine) {
   const vi swapped = -(q & 1);
   const vi low = (swapped & (vi)s) | (~swapped & (vi)c);
   const vi high = (swapped & (vi)c) | (~swapped & (vi)s);
-  *cosine = (vf)(low ^ (((q + 1) & 2) << 30));
-  *sine = (vf)(high ^ ((q & 2) << 30));
+  *cosine = (vf)((vu)low ^ ((vu)((q + 1) & 2) << 30));
+  *sine = (vf)((vu)high ^ ((vu)(q & 2) << 30));
 }
 
 // Four registers, one a word, lanes alternating between two sets of quads -> memory order, quad after quad.

@@ -20,7 +20,7 @@ extern "C" {
 
 typedef enum {
   PRUNEFAST_OK = 0,
-  PRUNEFAST_BAD_ARGUMENT = 1,  /* a size, stride, dtype or pointer that no caller should pass: a bug in the caller */
+  PRUNEFAST_BAD_ARGUMENT = 1, /* a size, stride, dtype or pointer that no caller should pass: a bug in the caller */
   PRUNEFAST_OUT_OF_MEMORY = 2,
   PRUNEFAST_OUT_OF_RANGE = 3, /* data that cannot be used: a label without a class, a box outside its image */
 } prunefast_status;
@@ -29,8 +29,7 @@ typedef enum {
   PRUNEFAST_FLOAT32 = 0,
   PRUNEFAST_BFLOAT16 = 1,
   PRUNEFAST_FLOAT16 = 2,
-  PRUNEFAST_UINT8 = 3, /* images only: read as x / 127.5 - 1 */
-  PRUNEFAST_FLOAT64 = 4, /* random numbers only */
+  PRUNEFAST_UINT8 = 3, /* clean images only: read as x / 127.5 - 1 */
 } prunefast_dtype;
 
 typedef enum { PRUNEFAST_BASELINE = 0, PRUNEFAST_AVX2 = 1, PRUNEFAST_AVX512 = 2 } prunefast_isa;
@@ -50,8 +49,8 @@ PRUNEFAST_API int32_t prunefast_has_openmp(void);
 /* Threads that a call asking for `threads` gets: 1 without OpenMP, and 1 in a process forked after the core was loaded. */
 PRUNEFAST_API int32_t prunefast_threads(int32_t threads);
 
-/* Philox-4x32-10; docs/ops/philox.md. out: contiguous [samples, elements], uint32 for words, float32 or float64 for uniforms,
- * any float for normals. Sample i's counter is (element / 4, stream, low and high word of position[i]). */
+/* Philox-4x32-10; docs/ops/philox.md. out: contiguous [samples, elements], uint32 for words (dtype is not read), float32 for
+ * uniforms, any float for normals. Sample i's counter is (element / 4, stream, low and high word of position[i]). */
 PRUNEFAST_API int32_t prunefast_philox(int32_t kind, void* out, int32_t dtype, int64_t samples, int64_t elements,
                                        uint64_t seed, uint32_t stream, const int64_t* position, int32_t threads);
 

@@ -1,2 +1,0 @@
-#include "prunefast/prunefast.h"
-int32_t prunefast_abi_version(void) { return 1; }

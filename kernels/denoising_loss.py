@@ -1,0 +1,151 @@
+"""The denoising loss and its gradient in one pass on a GPU; formula and contract in prunefast/ops/denoising_loss.py.
+
+Grid: (samples, blocks of 1,024 elements). Each program reads prediction, clean image and noise once (or regenerates the
+noise), writes the gradient and one partial sum; the partial sums are added in their order afterwards: no atomics, and a
+run repeats bit for bit. Any strides do: elements are numbered in the logical order (channel, row, column), as the
+noise is.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .philox import BLOCK_QUADS, normals, seed_words
+
+
+@triton.jit
+def load_unit(pointer, mask):
+    """A pixel as float32; uint8 becomes x / 127.5 - 1."""
+    value = tl.load(pointer, mask=mask, other=0)
+    if pointer.dtype.element_ty == tl.uint8:
+        return (2.0 * value.to(tl.float32) - 255.0) / 255.0
+    return value.to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["seed_low", "seed_high"])
+def denoising_loss_kernel(
+    pred,
+    x0,
+    noise,
+    position,
+    corner,
+    flip,
+    a,
+    b,
+    scale,
+    gradient,
+    partial,
+    elements,
+    height,
+    width,
+    image_width,
+    blocks,
+    seed_low,
+    seed_high,
+    pred_sample,
+    pred_channel,
+    pred_row,
+    pred_column,
+    x0_sample,
+    x0_channel,
+    x0_row,
+    x0_column,
+    noise_sample,
+    noise_channel,
+    noise_row,
+    noise_column,
+    gradient_sample,
+    gradient_channel,
+    gradient_row,
+    gradient_column,
+    PHILOX: tl.constexpr,
+    CROP: tl.constexpr,
+    FLIP: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    QUADS: tl.constexpr,
+):
+    # 1. where the elements of this block lie
+    sample = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1).to(tl.int64)
+    element = block * QUADS * 4 + tl.arange(0, QUADS * 4)
+    inside = element < elements
+    x = element % width
+    y = element // width % height
+    channel = element // width // height
+    # 2. the clean image: mirrored, then cut
+    row = y
+    column = x
+    if CROP:
+        row += tl.load(corner + 2 * sample)
+        column += tl.load(corner + 2 * sample + 1)
+    if FLIP:
+        column = tl.where(tl.load(flip + sample) != 0, image_width - 1 - column, column)
+    clean = load_unit(x0 + sample * x0_sample + channel * x0_channel + row * x0_row + column * x0_column, inside)
+    # 3. the noise of these elements: read, or made from the image's position
+    if PHILOX:
+        quad = block * QUADS + tl.arange(0, QUADS)
+        random = normals(quad, 0, tl.load(position + sample), seed_low, seed_high)
+    else:
+        at = noise + sample * noise_sample + channel * noise_channel + y * noise_row + x * noise_column
+        random = tl.load(at, mask=inside, other=0).to(tl.float32)
+    # 4. the difference, its square, its gradient
+    at = pred + sample * pred_sample + channel * pred_channel + y * pred_row + x * pred_column
+    value = tl.load(at, mask=inside, other=0).to(tl.float32)
+    difference = value - (tl.load(a + sample) * clean + tl.load(b + sample) * random)
+    difference = tl.where(inside, difference, 0.0)
+    tl.store(partial + sample * blocks + block, tl.sum(difference * difference, 0))
+    if GRADIENT:
+        at = gradient + sample * gradient_sample + channel * gradient_channel + y * gradient_row + x * gradient_column
+        tl.store(at, (difference * tl.load(scale + sample)).to(gradient.dtype.element_ty), mask=inside)
+
+
+def per_sample_loss(
+    pred: torch.Tensor,
+    x0: torch.Tensor,
+    noise: torch.Tensor | None,
+    seed: int,
+    position: torch.Tensor | None,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    corner: torch.Tensor | None,
+    flip: torch.Tensor | None,
+    gradient: torch.Tensor | None,
+    gradient_scale: torch.Tensor | None,
+) -> torch.Tensor:
+    """Mean squared difference float32 [samples]; writes `gradient` where it is given. All images are 4-dimensional."""
+    samples, channels, height, width = pred.shape
+    elements = channels * height * width
+    blocks = triton.cdiv(elements, BLOCK_QUADS * 4)
+    partial = torch.empty((samples, blocks), dtype=torch.float32, device=pred.device)
+    low, high = seed_words(seed)
+    nothing = a  # a pointer that a branch left out never reads
+    denoising_loss_kernel[(samples, blocks)](
+        pred,
+        x0,
+        nothing if noise is None else noise,
+        nothing if position is None else position,
+        nothing if corner is None else corner,
+        nothing if flip is None else flip.view(torch.uint8),
+        a,
+        b,
+        nothing if gradient_scale is None else gradient_scale,
+        nothing if gradient is None else gradient,
+        partial,
+        elements,
+        height,
+        width,
+        x0.shape[3],
+        blocks,
+        low,
+        high,
+        *pred.stride(),
+        *x0.stride(),
+        *((0, 0, 0, 0) if noise is None else noise.stride()),
+        *((0, 0, 0, 0) if gradient is None else gradient.stride()),
+        PHILOX=noise is None,
+        CROP=corner is not None,
+        FLIP=flip is not None,
+        GRADIENT=gradient is not None,
+        QUADS=BLOCK_QUADS,
+    )
+    return (partial.sum(1, dtype=torch.float64) / elements).to(torch.float32)

@@ -1,0 +1,1 @@
+"""From arrays to what the template shows: a module a section, whose functions give plain dicts and texts."""

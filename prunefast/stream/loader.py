@@ -1,0 +1,225 @@
+"""Batches of a coreset for a training loop: on the device, resumable, the same for every number of ranks."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from prunefast.data.dataset import ImageDataset
+from prunefast.data.table import worker_count
+from prunefast.errors import InputError
+from prunefast.stream.order import (
+    MAX_SEED,
+    CoresetLike,
+    EpochOrder,
+    Position,
+    check_coreset,
+    check_whole,
+    position_of,
+    state_of,
+)
+from prunefast.stream.placement import Placement, choose_placement
+
+_LOAD_BATCH = 256  # images decoded at a time into the resident tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B images with what a loss needs to know of them, all on the loader's device.
+
+    images    uint8 [B, 3, R, R], channels_last
+    labels    int64 [B], -1 where the data set has none
+    index     int64 [B], which item of the data set
+    position  int64 [B], which image of the whole stream, over all ranks and epochs: the key of everything random
+    weight    float32 [B], the coreset's
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    index: torch.Tensor
+    position: torch.Tensor
+    weight: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+class CoresetLoader:
+    """Iterate over `Batch`es of exactly the images of a coreset.
+
+        loader = CoresetLoader(data, coreset, batch_size=128, seed=0, device="cuda")
+        for batch in loader: ...
+
+    data         ImageDataset with a common image size
+    batch_size   images a rank and step
+    epochs       how often an iteration goes through the coreset; None: for ever, batches then cross the borders of
+                 epochs. The last batch of a finite pass may be smaller; a rank for which nothing is left of it gets
+                 none (under DDP use None).
+    start        position to begin at, in images over all ranks
+    rank, world_size   the global batch has batch_size * world_size positions; rank r takes every world_size-th from the
+                       r-th on
+    threads      that decode; default one a processor
+    device       of the batches; default the CPU
+    placement    "device" or "memory": the coreset is decoded once, at the first iteration, into one uint8 tensor there.
+                 "disk": each batch is read and decoded when its turn comes, ahead of the training loop.
+                 "auto": the first that fits; `.placement` and `.placement_reason` tell.
+    memory_budget_bytes   what "auto" may use; default 20 % of free device memory, 50 % of free main memory
+
+    The order depends on (seed, position) alone. `state_dict` counts images handed to the training loop, so that saving
+    it there and loading it into a new loader goes on with the very next image, whatever was read ahead.
+    Raises InputError for an empty coreset, one of another data set, or arguments out of range.
+    """
+
+    def __init__(
+        self,
+        data: ImageDataset,
+        coreset: CoresetLike,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        epochs: int | None = None,
+        start: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        threads: int | None = None,
+        device: torch.device | str | None = None,
+        placement: Placement = "auto",
+        memory_budget_bytes: int | None = None,
+    ):
+        self.batch_size = check_whole("batch_size", batch_size, 1)
+        self.seed = check_whole("seed", seed, 0, MAX_SEED)
+        self.threads = worker_count(threads)
+        if memory_budget_bytes is not None:
+            check_whole("memory_budget_bytes", memory_budget_bytes, 0)
+        try:
+            self.device = torch.device("cpu" if device is None else device)
+        except RuntimeError as error:
+            raise InputError(f"device={device!r}: {str(error).splitlines()[0]}") from None
+        self._indices = check_coreset(coreset)
+        _check_belongs(coreset, data, self._indices)
+        if data.image_size is None:
+            raise InputError(
+                f"data: the images of {data.path} have different shapes; open it with image_size= (pixels)"
+            )
+        self._data = data
+        self._fingerprint = str(coreset.fingerprint)
+        self._order = EpochOrder(len(self._indices), self.seed, bool(shuffle))
+        self._position = Position(len(self._indices), epochs, start, rank, world_size)
+        labels = np.full(len(self._indices), -1) if data.labels is None else data.labels[self._indices]
+        weights = getattr(coreset, "weights", None)
+        weights = np.ones(len(self._indices)) if weights is None else np.asarray(weights)
+        if weights.shape != self._indices.shape:
+            raise InputError(f"coreset: {weights.shape} weights for {len(self._indices):,} images")
+        self._labels = torch.from_numpy(labels.astype(np.int64)).to(self.device)
+        self._weights = torch.from_numpy(weights.astype(np.float32)).to(self.device)
+        self._index = torch.from_numpy(self._indices).to(self.device)
+        needed = len(self._indices) * data.image_size**2 * 3
+        self.placement, self.placement_reason = choose_placement(placement, needed, self.device, memory_budget_bytes)
+        self._resident: torch.Tensor | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        position = self._position
+        end = position.end()
+        batches = self._from_disk(end) if self.placement == "disk" else self._from_memory(end)
+        step = self.batch_size * position.world_size
+        for batch in batches:
+            position.value += step  # before the yield: the loop has this batch now
+            if end is not None:
+                position.value = min(position.value, end)
+            yield batch
+        if end is not None:
+            position.value = end  # also for a rank that got nothing of the last batch
+
+    def _steps(self, end: int | None) -> Iterator[np.ndarray]:
+        """This rank's positions of each batch from here on."""
+        begin = self._position.value
+        while end is None or begin < end:
+            positions = self._position.batch(begin, self.batch_size, end)
+            if len(positions):
+                yield positions
+            begin += self.batch_size * self._position.world_size
+
+    def _from_memory(self, end: int | None) -> Iterator[Batch]:
+        if self._resident is None:
+            self._resident = self._load()
+        pixels = self._resident
+        side = self._data.image_size
+        assert side is not None
+        for positions in self._steps(end):
+            places = torch.from_numpy(self._order.at(positions))
+            rows = pixels.index_select(0, places.to(pixels.device)).view(len(places), side, side, 3)
+            yield self._batch(rows, places, positions)
+
+    def _from_disk(self, end: int | None) -> Iterator[Batch]:
+        waiting: list[tuple[np.ndarray, np.ndarray]] = []  # (positions, places) of what is being decoded
+
+        def parts() -> Iterator[np.ndarray]:
+            for positions in self._steps(end):
+                places = self._order.at(positions)
+                waiting.append((positions, places))
+                yield self._indices[places]
+
+        for _, images in self._data.decode_ahead(parts(), self.threads):
+            positions, places = waiting.pop(0)
+            yield self._batch(torch.from_numpy(images), torch.from_numpy(places), positions)
+
+    def _batch(self, rows: torch.Tensor, places: torch.Tensor, positions: np.ndarray) -> Batch:
+        """rows: uint8 [B, R, R, 3]; the permuted view is [B, 3, R, R] in channels_last already."""
+        places = places.to(self.device)
+        return Batch(
+            images=rows.to(self.device).permute(0, 3, 1, 2),
+            labels=self._labels[places],
+            index=self._index[places],
+            position=torch.from_numpy(positions).to(self.device),
+            weight=self._weights[places],
+        )
+
+    def _load(self) -> torch.Tensor:
+        """All pixels of the coreset, uint8 [n, R * R * 3], where they are to live."""
+        side = self._data.image_size
+        assert side is not None
+        count = len(self._indices)
+        where = self.device if self.placement == "device" else torch.device("cpu")
+        pixels = torch.empty((count, side * side * 3), dtype=torch.uint8, device=where)
+        done = 0
+        for items, images in self._data.batches(self._indices, _LOAD_BATCH, self.threads):
+            pixels[done : done + len(items)] = torch.from_numpy(images).view(len(items), -1)
+            done += len(items)
+        return pixels
+
+    def __len__(self) -> int:
+        """Batches this rank gets in a whole pass; TypeError where it has no end."""
+        if self._position.epochs is None:
+            raise TypeError("CoresetLoader with epochs=None has no length")
+        position = self._position
+        mine = -(-(position.n * self._position.epochs - position.rank) // position.world_size)
+        return -(-mine // self.batch_size)
+
+    @property
+    def position(self) -> int:
+        """Images handed out so far, over all ranks."""
+        return self._position.value
+
+    def state_dict(self) -> dict[str, Any]:
+        return state_of(self._position.value, self.seed, self._fingerprint)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state; InputError where it is of another coreset or seed."""
+        self._position.value = position_of(state, self.seed, self._fingerprint)
+
+
+def _check_belongs(coreset: CoresetLike, data: ImageDataset, indices: np.ndarray) -> None:
+    theirs = getattr(coreset, "data_fingerprint", None)
+    if theirs is not None and theirs != data.fingerprint:
+        raise InputError(
+            f"coreset: was selected from another data set than {data.path or 'this one'}; select again, or open "
+            "that data set"
+        )
+    if indices.min() < 0 or indices.max() >= len(data):
+        raise InputError(
+            f"coreset: has index {int(indices.max())}, the data set has {len(data):,} images; select again from "
+            "this data set"
+        )

@@ -1,0 +1,79 @@
+"""Atomic writing: whole or not at all, and nothing left over."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from prunefast.errors import InputError, MachineError
+from prunefast.files import TEMPORARY_PREFIX, atomic_folder, atomic_path, read_json, remove_leftovers, write_json
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    write_json(path, {"a": 1})
+
+    def write_and_fail() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        write_and_fail()
+    assert read_json(path) == {"a": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["value.json"]
+
+
+def test_a_failed_folder_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    with atomic_folder(path) as temporary:
+        (temporary / "file").write_text("old")
+
+    def write_and_fail() -> None:
+        with atomic_folder(path) as temporary:
+            (temporary / "file").write_text("new")
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        write_and_fail()
+    assert (path / "file").read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+    with atomic_folder(path) as temporary:
+        (temporary / "other").write_text("new")
+    assert [entry.name for entry in path.iterdir()] == ["other"]
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.ENOSPC, MachineError), (errno.EROFS, InputError), (errno.EIO, MachineError)]
+)
+def test_errors_of_the_disk_name_the_file(tmp_path: Path, number: int, kind: type[Exception]) -> None:
+    path = tmp_path / "file.bin"
+
+    def write_and_fail() -> None:
+        with atomic_path(path):
+            raise OSError(number, "reason")
+
+    with pytest.raises(kind, match=r"file\.bin"):
+        write_and_fail()
+    assert not list(tmp_path.iterdir())
+
+
+def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("")
+    write_json(tmp_path / "ours", 1)
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_leftovers_of_a_killed_process_go(tmp_path: Path) -> None:
+    (tmp_path / f"{TEMPORARY_PREFIX}abc.json").write_text("half")
+    (tmp_path / f"{TEMPORARY_PREFIX}folder").mkdir()
+    (tmp_path / "kept").write_text("")
+    remove_leftovers(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"a": 1'])
+def test_broken_json_names_the_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "broken.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"broken\.json"):
+        read_json(tmp_path / "broken.json")

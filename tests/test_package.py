@@ -1,0 +1,50 @@
+"""The package as a whole: what it exports, what its import costs, and how it fails where it was not built."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import prunefast
+
+HEAVY = ["sklearn", "transformers", "diffusers", "timm", "torchvision", "triton", "scipy", "pandas", "matplotlib"]
+
+
+def python(code: str, *arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments, "-c", code], capture_output=True, text=True, timeout=120, **options
+    )
+
+
+def test_all_names_exist() -> None:
+    for name in prunefast.__all__:
+        assert getattr(prunefast, name) is not None
+    assert set(prunefast._EXPORTS) | set(prunefast._SUBMODULES) | {"__version__"} == set(prunefast.__all__)
+    assert set(dir(prunefast)) == set(prunefast.__all__)
+
+
+def test_import_pulls_in_no_optional_package(tmp_path: Path) -> None:
+    code = (
+        "import sys, torch; before = set(sys.modules)\n"
+        "import prunefast as pf\n"
+        "pf.open_dataset, pf.embed, pf.select, pf.CoresetLoader, pf.DenoisingLoss, pf.train, pf.evaluate, pf.report\n"
+        f"print([name for name in {HEAVY} if name in set(sys.modules) - before])"
+    )
+    result = python(code, cwd=tmp_path)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_import_alone_leaves_torch_out(tmp_path: Path) -> None:
+    result = python("import sys, prunefast, prunefast.cli; print('torch' in sys.modules)", cwd=tmp_path)
+    assert result.stdout.strip() == "False", result.stderr
+
+
+def test_a_source_tree_without_its_native_module_says_so(tmp_path: Path) -> None:
+    source = Path(prunefast.__file__).read_text()
+    (tmp_path / "prunefast").mkdir()
+    (tmp_path / "prunefast" / "__init__.py").write_text(source)
+    # -S: no site-packages, so that nothing but the copy can be found
+    result = python("import prunefast", "-S", cwd=tmp_path)
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: prunefast's native module is missing")
+    assert "pip install" in last
