@@ -1,6 +1,6 @@
 """Philox-4x32-10 and the normals of docs/ops/philox.md on a GPU: the words and the map of the CPU.
 
-Logarithm, sine and cosine are the CPU's polynomials, not the hardware's: with lg2.approx the radius near u = 1 errs by 7e-4.
+Logarithm, sine and cosine are the CPU's polynomials: with the hardware's lg2.approx the radius near u = 1 errs by 7e-4.
 """
 
 import torch

@@ -73,25 +73,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.call(options) or 0
     except PrunefastError as error:
-        status, line = error.exit_status, _one_line(error)
-    except KeyboardInterrupt:
-        status, line = INTERRUPTED, "interrupted; the same command goes on where it stopped"
-        if not options.debug:
-            print(f"prunefast {options.command}: {line}", file=sys.stderr)
-            return status
+        failure: BaseException = error
+        status, line = error.exit_status, f"error: {_one_line(error)}"
+    except KeyboardInterrupt as error:
+        failure = error
+        status, line = INTERRUPTED, _one_line(error) if str(error) else "interrupted; the same command goes on"
     except BrokenPipeError:
         # the reader of our output left (| head); Python would complain once more when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        explained = explain_os_error(error, Path(error.filename or "the disk"))
-        status, line = getattr(explained, "exit_status", 1), _one_line(explained)
-    except MemoryError:
-        status, line = 1, "out of memory; use a smaller --batch-size or image size"
-    except Exception as error:  # a defect of ours: say so in one line, keep the traceback for --debug
-        status = 1
-        line = f"internal error: {type(error).__name__}: {_one_line(error)} (--debug shows the traceback)"
+        failure = explain_os_error(error, Path(error.filename or "the disk"))
+        status, line = getattr(failure, "exit_status", 1), f"error: {_one_line(failure)}"
+    except MemoryError as error:
+        failure, status, line = error, 1, "error: out of memory; take a smaller --batch-size or --image-size"
+    except Exception as error:  # a defect of ours: one line all the same
+        failure, status = error, 1
+        line = f"error: internal error: {type(error).__name__}: {_one_line(error)} (--debug shows the traceback)"
     if options.debug:
-        traceback.print_exc()
-    print(f"prunefast {options.command}: error: {line}", file=sys.stderr)
+        traceback.print_exception(failure)
+    print(f"prunefast {options.command}: {line}", file=sys.stderr)
     return status

@@ -204,6 +204,10 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling(options: argparse.Namespace) -> dict[str, Any]:
+    from prunefast.diffusion import SAMPLERS
+
+    if options.sampler not in SAMPLERS:
+        raise InputError(f"--sampler {options.sampler}: does not exist; there are {', '.join(SAMPLERS)}")
     return {
         "sampler": options.sampler,
         "steps": options.steps,

@@ -1,6 +1,7 @@
 import argparse
 
 from prunefast.cli import common
+from prunefast.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +27,9 @@ def main(options: argparse.Namespace) -> int:
     device = common.device(options)
     budget = common.budget(options)
     method_options = common.method_options(options)
+    sampling = common.sampling(options)
+    if options.samples < 2:
+        raise InputError(f"--samples {options.samples}: at least 2 are needed to compare them with the data")
     if options.dry_run:
         data = open_dataset(options.data, progress=show, **common.data_options(options))
         config = common.training(options, out=str(run.path), data=data)
@@ -59,7 +63,6 @@ def main(options: argparse.Namespace) -> int:
     coreset = Coreset.load(run.coreset, data)
     common.say(options, common.describe_training(config))
     done("train", pipeline.train_run(config, data, coreset, progress=show))
-    sampling = common.sampling(options)
     done("sample", pipeline.sample_run(run.path, options.samples, progress=show, device=options.device, **sampling))
     evaluated = pipeline.evaluate_run(
         run.samples, data, run.metrics, coreset=coreset, progress=show, device=device, **encoder

@@ -239,9 +239,14 @@ def _as_int(index: Any) -> int:
         raise InputTypeError(f"index: {type(index).__name__} is no whole number") from None
 
 
+def _as_numpy(values: Any) -> np.ndarray:
+    """A NumPy array of a list, an array, or a torch tensor on any device."""
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+
+
 def as_indices(indices: Any) -> np.ndarray:
     """int64 [n] of a list, range, array or tensor of whole numbers."""
-    array = np.asarray(indices)
+    array = _as_numpy(indices)
     if array.size == 0:
         return np.zeros(0, dtype=np.int64)
     if array.ndim != 1:
@@ -270,7 +275,7 @@ def from_arrays(
     labels: whole numbers [N] from 0 on. classes: their names, default "0", "1", ... keys: N different names, default
     the numbers. The fingerprint is a hash of the content. Raises InputError or InputTypeError naming the argument.
     """
-    pixels = np.asarray(images)
+    pixels = _as_numpy(images)
     if pixels.dtype != np.uint8:
         raise InputTypeError(
             f"images: of type {pixels.dtype}; give uint8 (for floats in 0..1: (x * 255).round().astype('uint8'))"
@@ -333,7 +338,7 @@ def check_labels(
         if classes:
             raise InputError("classes: given without labels")
         return None, []
-    column = np.asarray(labels)
+    column = _as_numpy(labels)
     if column.dtype.kind not in "iu":
         raise InputTypeError(f"{what}: of type {column.dtype}; give whole numbers from 0 on")
     if column.ndim == 2 and column.shape[1] == 1:

@@ -51,7 +51,7 @@ def _places(path: str, descriptor: int, members: list[zipfile.ZipInfo]) -> Listi
         check_member_name(path, name)
         if stat.S_ISLNK(member.external_attr >> 16):
             raise InputError(f"{what} is a link; pack the archive again with the files themselves")
-        if member.is_dir() or name.endswith("/"):
+        if not name or name.endswith("/"):
             continue
         if member.flag_bits & 0x1:
             raise InputError(f"{what} is encrypted; unpack the archive and open the folder")

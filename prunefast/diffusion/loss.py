@@ -86,9 +86,17 @@ class DenoisingLoss(nn.Module):
         """
         return self._evaluate(pred, x0, noise, t, labels, sample_weight, flip=flip)[0]
 
-    def per_sample(self, pred: Tensor, x0: Tensor, noise: "Tensor | tuple[int, Tensor]", t: Tensor) -> Tensor:
+    def per_sample(
+        self,
+        pred: Tensor,
+        x0: Tensor,
+        noise: "Tensor | tuple[int, Tensor]",
+        t: Tensor,
+        *,
+        flip: Tensor | None = None,
+    ) -> Tensor:
         """The unweighted errors, float32 [B], mean over pixels each; differentiable in pred."""
-        return self._evaluate(pred, x0, noise, t, None, None, weighted=False)[1]
+        return self._evaluate(pred, x0, noise, t, None, None, weighted=False, flip=flip)[1]
 
     def sample_weights(self, t: Tensor, labels: Tensor | None = None, sample_weight: Tensor | None = None) -> Tensor:
         """weight_i of the loss, float32 [B]: noise level * class * image."""

@@ -51,13 +51,21 @@ class PixelsEncoder(Encoder):
         self.input_size: int | None = self.size
         self.fitted = False
         self.thumbnail_size = self.size
+        self.fitted_on_images = 0
         self._mean: np.ndarray = np.zeros(0)
         self._projection: np.ndarray = np.zeros((0, 0))
         self._held: tuple[Any, np.ndarray, np.ndarray] | None = None
 
     def manifest(self) -> dict[str, Any]:
-        fit = {"dim": self.dim, "weights": self._digest()} if self.fitted else {"dim": None, "weights": None}
-        return {"encoder": "pixels", "version": FORMAT_VERSION, "size": self.size, "wanted_dim": self.wanted_dim, **fit}
+        return {
+            "encoder": "pixels",
+            "version": FORMAT_VERSION,
+            "size": self.size,
+            "wanted_dim": self.wanted_dim,
+            "dim": self.dim,
+            "fitted_on_images": self.fitted_on_images,
+            "weights": self._digest() if self.fitted else None,
+        }
 
     def _digest(self) -> str:
         digest = hashlib.sha256(self._mean.astype("<f8").tobytes())
@@ -88,6 +96,7 @@ class PixelsEncoder(Encoder):
         return self
 
     def _learn(self, held: np.ndarray) -> None:
+        self.fitted_on_images = len(held)
         self._mean, covariance = exact_moments(held)
         variances, vectors = np.linalg.eigh(covariance)
         variances, vectors = variances[::-1], vectors[:, ::-1]
@@ -139,6 +148,7 @@ class PixelsEncoder(Encoder):
             "size": self.size,
             "wanted_dim": self.wanted_dim,
             "thumbnail_size": self.thumbnail_size,
+            "fitted_on_images": self.fitted_on_images,
         }
         tensors = {"mean": self._mean, "projection": np.ascontiguousarray(self._projection)}
         with atomic_path(path) as temporary:
@@ -159,6 +169,7 @@ class PixelsEncoder(Encoder):
             version = facts["format_version"]
             encoder = cls(size=facts["size"], dim=facts["wanted_dim"])
             encoder.thumbnail_size = facts["thumbnail_size"]
+            encoder.fitted_on_images = facts["fitted_on_images"]
             numbers = encoder.thumbnail_size**2 * 3
             good = mean.shape == (numbers,) and projection.ndim == 2 and len(projection) == numbers
         except Exception as error:  # safetensors has its own errors, JSON and the facts others

@@ -245,8 +245,8 @@ def _denoising_loss_fake(
 
 _denoising_loss = library.define(
     "denoising_loss(Tensor pred, Tensor x0, Tensor? noise, int seed, Tensor? position, Tensor a, Tensor b, "
-    "Tensor? weight, Tensor? labels, int classes, Tensor? reference, Tensor? corner, Tensor? flip, Tensor? gradient_scale) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "Tensor? weight, Tensor? labels, int classes, Tensor? reference, Tensor? corner, Tensor? flip, "
+    "Tensor? gradient_scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     cpu=_denoising_loss_cpu,
     cuda=_denoising_loss_cuda,
     portable=_denoising_loss_portable,

@@ -88,6 +88,7 @@ class Coreset:
             | {
                 "format_version": FORMAT_VERSION,
                 "data_fingerprint": self.data_fingerprint,
+                "fingerprint": self.fingerprint,
                 "classes": self.classes,
                 "counts_per_class": self.counts_per_class(),
                 "kept": len(self),
@@ -220,7 +221,7 @@ class Coreset:
             table = table.take(pa.array(order))
         kept = np.flatnonzero(table["kept"].to_numpy())
         try:
-            return cls(
+            coreset = cls(
                 indices=kept,
                 weights=table["weight"].to_numpy()[kept],
                 keys=table["key"],
@@ -233,6 +234,9 @@ class Coreset:
             )
         except InputError as error:
             raise InputError(f"{path}: {error}; {REMAKE}") from None
+        if manifest.get("fingerprint") != coreset.fingerprint:
+            raise InputError(f"{path}: its images or weights are not those that were written; {REMAKE}")
+        return coreset
 
 
 def _optional(table: pa.Table, name: str) -> np.ndarray | None:

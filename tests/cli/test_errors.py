@@ -66,7 +66,7 @@ def test_bad_arguments(
     assert call.status == 2
     assert call.error.startswith("prunefast")
     assert words in call.error
-    assert not list(tmp_path.glob("out/train/*"))  # said before any training
+    assert not list(tmp_path.glob("out/train/checkpoint-*"))  # said before any training
 
 
 def test_a_run_is_bound_to_its_data(prunefast, images: Path, tmp_path: Path) -> None:
@@ -120,4 +120,4 @@ def test_ctrl_c(prunefast, images: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(pipeline, "embed_run", interrupt)
     call = prunefast("embed", images, "-o", tmp_path / "run", "--quiet")
     assert call.status == 130
-    assert "goes on where it stopped" in call.error
+    assert "goes on" in call.error

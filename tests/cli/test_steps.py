@@ -144,4 +144,4 @@ def test_doctor_names_every_backend(prunefast) -> None:
     for backend in call.facts["backends"].values():
         assert isinstance(backend["live"], bool)
         assert backend["detail"]
-    assert call.facts["backends"]["native"]["live"] is True
+    assert call.facts["backends"]["cpu"]["live"] is True

@@ -296,6 +296,14 @@ def test_npy_cut_short(tmp_path):
         open_dataset(tmp_path / "x.npy")
 
 
+def test_from_torch_tensors():
+    import torch
+
+    data = from_arrays(torch.from_numpy(PIXELS), torch.from_numpy(LABELS))
+    assert data.fingerprint == from_arrays(PIXELS, LABELS).fingerprint
+    np.testing.assert_array_equal(data.images(torch.tensor([4, 1])), PIXELS[[4, 1]])
+
+
 def test_from_arrays():
     data = from_arrays(PIXELS, LABELS, classes=["a", "b", "c"])
     assert len(data) == 7

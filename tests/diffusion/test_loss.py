@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prunefast import ops
-from prunefast.diffusion import DenoisingLoss, MinSNR, make_process
+from prunefast.diffusion import DenoisingLoss, MinSNR, make_process, target_coefficients
 from prunefast.errors import InputError, InputTypeError
 
 CASES = [
@@ -80,8 +80,6 @@ def test_zero_at_the_true_target(process, prediction):
     _, x0, noise, t = batch(process, torch.float64)
     loss = DenoisingLoss(process, prediction)
     alpha, sigma = (v[:, None, None, None] for v in loss.process.alpha_sigma(t, torch.float64))
-    from prunefast.diffusion import target_coefficients
-
     a, b = target_coefficients(prediction, alpha, sigma, 0.5)
     assert loss(a * x0 + b * noise, x0, noise, t).item() < 1e-28
 
@@ -107,6 +105,19 @@ def test_noise_by_seed_and_position():
     noise = ops.randn_philox(tuple(pred.shape), 11, position)
     loss = DenoisingLoss()
     torch.testing.assert_close(loss(pred, x0, (11, position), t), loss(pred, x0, noise, t), rtol=1e-5, atol=1e-6)
+
+
+def test_flip_is_the_loss_of_the_mirrored_images():
+    pred, x0, noise, t = batch("flow")
+    flip = torch.tensor([True, False, True, True, False, False])
+    mirrored = torch.where(flip[:, None, None, None], x0.flip(3), x0)
+    loss = DenoisingLoss("flow")
+    expected = loss(pred, mirrored, noise, t)
+    torch.testing.assert_close(loss(pred, x0, noise, t, flip=flip), expected)
+    assert (loss(pred, x0, noise, t) - expected).abs() > 1e-3
+    torch.testing.assert_close(
+        loss.per_sample(pred, x0, noise, t, flip=flip), loss.per_sample(pred, mirrored, noise, t)
+    )
 
 
 def test_bfloat16_prediction():

@@ -17,8 +17,7 @@ NAMES = tuple(PROCESSES)
 
 
 @pytest.mark.parametrize(("name", "schedule"), [("ddpm-linear", "linear"), ("ddpm-cosine", "squaredcos_cap_v2")])
-def test_ddpm_betas_are_diffusers(name, schedule):
-    diffusers = pytest.importorskip("diffusers")
+def test_ddpm_betas_are_diffusers(diffusers, name, schedule):
     scheduler = diffusers.DDPMScheduler(1000, beta_start=1e-4, beta_end=0.02, beta_schedule=schedule)
     process = make_process(name)
     alpha, sigma = process.alpha_sigma(torch.arange(1000), torch.float64)

@@ -246,8 +246,7 @@ def denoise_with(process, prediction, model):
 NAMES_OF_DIFFUSERS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 
-def scheduler_of(kind, **options):
-    diffusers = pytest.importorskip("diffusers")
+def scheduler_of(diffusers, kind, **options):
     scheduler = getattr(diffusers, kind)(1000, beta_start=1e-4, beta_end=0.02, **options)
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=F64)  # theirs in float32 would be the larger error
     scheduler.betas, scheduler.alphas = betas, 1 - betas
@@ -258,9 +257,13 @@ def scheduler_of(kind, **options):
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
-def test_ddim_is_diffusers(prediction, clip, eta):
+def test_ddim_is_diffusers(diffusers, prediction, clip, eta):
     scheduler = scheduler_of(
-        "DDIMScheduler", clip_sample=clip, timestep_spacing="trailing", prediction_type=NAMES_OF_DIFFUSERS[prediction]
+        diffusers,
+        "DDIMScheduler",
+        clip_sample=clip,
+        timestep_spacing="trailing",
+        prediction_type=NAMES_OF_DIFFUSERS[prediction],
     )
     scheduler.set_timesteps(20)
     process = make_process("ddpm-linear")
@@ -283,8 +286,9 @@ def test_ddim_is_diffusers(prediction, clip, eta):
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize(("variance", "theirs"), [("fixedsmall", "fixed_small"), ("fixedlarge", "fixed_large")])
 @pytest.mark.parametrize("steps", [25, 1000])
-def test_ddpm_is_diffusers(prediction, clip, variance, theirs, steps):
+def test_ddpm_is_diffusers(diffusers, prediction, clip, variance, theirs, steps):
     scheduler = scheduler_of(
+        diffusers,
         "DDPMScheduler", clip_sample=clip, timestep_spacing="trailing", variance_type=theirs,
         prediction_type=NAMES_OF_DIFFUSERS[prediction],
     )  # fmt: skip

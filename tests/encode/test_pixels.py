@@ -73,10 +73,13 @@ def test_order_of_the_images_does_not_matter(pictures, make_pictures):
 
 
 def test_fixed_subset_of_a_large_set(pictures, monkeypatch):
-    """Beyond FIT_IMAGES the encoder learns from evenly spaced images, and then reads all."""
+    """Beyond FIT_IMAGES the encoder learns from evenly spaced images, and then reads all. It says how many it learned
+    from, where faiss subsamples in silence (defect 14)."""
     monkeypatch.setattr(module, "FIT_IMAGES", 20)
     data = pictures(50, 16)
-    features = embed(data, "pixels", dim=5)
+    encoder = make_encoder("pixels", dim=5)
+    features = embed(data, encoder)
+    assert encoder.manifest()["fitted_on_images"] == 20
     assert data.read[:20] == [i * 50 // 20 for i in range(20)]
     assert data.read[20:] == list(range(50))
     assert features.shape == (50, 5)

@@ -6,8 +6,8 @@ import pytest
 
 @pytest.fixture(scope="session")
 def diffusers() -> ModuleType:
-    """The peer whose networks are the oracle. It imports torchvision where that is installed; one that does not match
-    torch raises there, so it is hidden when it does."""
+    """The peer that is the oracle here. It looks for torchvision when it is first imported; one that does not match
+    torch raises later, so it is hidden when it does."""
     with pytest.MonkeyPatch.context() as patch:
         try:
             import torchvision  # noqa: F401
@@ -19,5 +19,5 @@ def diffusers() -> ModuleType:
         try:
             _ = module.UNet2DModel, module.DiTTransformer2DModel
         except Exception as error:  # another test imported transformers before torchvision was hidden
-            pytest.skip(f"diffusers' networks do not import here: {error}")
+            pytest.skip(f"diffusers does not import here: {str(error).splitlines()[0]}")
     return module

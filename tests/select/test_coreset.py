@@ -225,6 +225,8 @@ def test_bad_manifest(coreset, tmp_path, change, words):
         (lambda t: replace(t, "score", [1, 2, 3, 4, 5, float("inf")]), "scores: inf"),
         (lambda t: replace(t, "weight", [1, 1, float("nan"), 1, 1, 1]), "weights: must be finite"),
         (lambda t: t.slice(0, 5), "has 5 rows where 6 are needed"),
+        (lambda t: replace(t, "kept", [True, True, True, False, True, False]), "not those that were written"),
+        (lambda t: replace(t, "weight", [2, 0, 1, 0, 0.75, 0]), "not those that were written"),
     ],
 )
 def test_bad_table(coreset, tmp_path, change, words):
@@ -275,7 +277,7 @@ def test_arbitrary_bytes(tmp_path, content, parquet_magic):
         Coreset.load(tmp_path / "c.parquet")
 
 
-@settings(SETTINGS, max_examples=200)
+@settings(SETTINGS, max_examples=120)
 @given(random=st.data())
 def test_damaged_files(coreset, tmp_path, random):
     path = tmp_path / "c.parquet"
