@@ -15,6 +15,8 @@ Names are imported when they are first used, so that ``import prunefast`` costs 
 """
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 try:
@@ -90,6 +92,21 @@ def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         return importlib.import_module(f"prunefast.{name}")
     raise AttributeError(f"module 'prunefast' has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """`prunefast.score` is the function, whoever imported the sub-package of that name before.
+
+    The import system binds every sub-package to its parent's attribute of the same name; for `score`, `select`, `train`,
+    `evaluate` and `report` that would hide the function.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _EXPORTS and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

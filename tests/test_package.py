@@ -22,6 +22,18 @@ def test_all_names_exist() -> None:
     assert set(dir(prunefast)) == set(prunefast.__all__)
 
 
+def test_functions_are_not_hidden_by_their_sub_packages(tmp_path: Path) -> None:
+    # the import system binds prunefast.score, the sub-package, over prunefast.score, the function
+    code = (
+        "import prunefast as pf\n"
+        "import prunefast.score.table, prunefast.select.coreset, prunefast.train.config, prunefast.evaluate, prunefast.report\n"
+        "pf.Coreset, pf.TrainConfig\n"
+        "print([callable(getattr(pf, name)) for name in ('score', 'select', 'train', 'evaluate', 'report')])"
+    )
+    result = python(code, cwd=tmp_path)
+    assert result.stdout.strip() == str([True] * 5), result.stderr
+
+
 def test_import_pulls_in_no_optional_package(tmp_path: Path) -> None:
     code = (
         "import sys, torch; before = set(sys.modules)\n"

@@ -23,6 +23,8 @@ _KEPT_FREE = 256 << 20  # bytes left free on the disk of the cache
 
 
 class ByteStream(Protocol):
+    """What is read from: `gzip`, `bz2`, `lzma` files and their like."""
+
     def read(self, size: int, /) -> bytes: ...
     def close(self) -> None: ...
 
@@ -64,17 +66,30 @@ def expand_stream(
     progress: bool,
 ) -> str:
     """Like `expand_once` for any stream of bytes that belongs to `path`; `signature` names its state."""
-    target = entry.folder / f"{signature}{suffix}"
-    if not target.is_file():
+    found = _whole_copy(entry.folder, signature, suffix)
+    if found is None:
         with entry.locked():
-            if not target.is_file():
-                for old in entry.folder.glob(f"*{suffix}"):  # of this source in an earlier state
+            found = _whole_copy(entry.folder, signature, suffix)  # by another process, while this one waited
+            if found is None:
+                for old in entry.folder.glob(f"*{suffix}"):  # of an earlier state of this source, or damaged
                     old.unlink(missing_ok=True)
-                _write(path, opened, target, check, progress)
-    return str(target)
+                fresh = entry.folder / f"fresh{suffix}"
+                size = _write(path, opened, fresh, check, progress)
+                found = entry.folder / f"{signature}-{size}{suffix}"
+                fresh.rename(found)
+    return str(found)
 
 
-def _write(path: str, opened: Callable[[], ByteStream], target: Path, check: Check, progress: bool) -> None:
+def _whole_copy(folder: Path, signature: str, suffix: str) -> Path | None:
+    """The expanded copy that has the size its name says."""
+    for file in folder.glob(f"{signature}-*{suffix}"):
+        if file.name == f"{signature}-{file.stat().st_size}{suffix}":
+            return file
+    return None
+
+
+def _write(path: str, opened: Callable[[], ByteStream], target: Path, check: Check, progress: bool) -> int:
+    """Write the expanded bytes to `target`; how many there were."""
     packed = max(os.stat(path).st_size, 1)
     written = 0
     broken = (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)
@@ -112,3 +127,4 @@ def _write(path: str, opened: Callable[[], ByteStream], target: Path, check: Che
                     )
                 out.write(chunk)
                 bar.advance(round(len(chunk) / 1e6))
+    return written

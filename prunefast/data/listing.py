@@ -29,9 +29,9 @@ Layout = Literal["encoded", "hwc", "chw"]
 class Listing:
     """Items of a source in columns: one Python string an item, everything else in arrays.
 
-    `container[i]` numbers the file of `containers` that holds item i's bytes `[offset, offset + length)`; -1: the file
-    `root/names[i]`. `expanded[i]` is the size after raw deflate, or -1 where the bytes lie as they are. `containers`
-    are absolute paths. `split` and `label` (indices into `classes`) are None where names decide.
+    `container[i]` numbers the file of `containers` (absolute paths) that holds item i's bytes [offset, offset +
+    length); without `container`, item i is the file `root/names[i]`. `expanded[i]` is the size after raw deflate, or -1
+    where the bytes lie as they are. `split` and `label` (indices into `classes`) are None where names decide.
     """
 
     names: list[str]

@@ -93,7 +93,7 @@ class _Descriptor:
 class Storage:
     """The bytes of the items of a table. Holds arrays and paths only, so it pickles; files open when first read.
 
-    container int32 [N] (-1: item is the file `root/name`), offset, length, expanded int64 [N] as in `Listing`.
+    container int32 [N] (None: item i is the file `root/names[i]`), offset, length, expanded int64 [N] as in `Listing`.
     """
 
     def __init__(

@@ -39,6 +39,7 @@ from prunefast.progress import progress as show_progress
 FORMAT_VERSION = 1  # of the table and of the rules that fill it; a table of another version is built again
 METADATA_KEY = b"prunefast"
 DIGEST_KEY = b"prunefast-digest"  # parquet checks its pages, not its metadata
+FIX = "replace or delete it, or open with on_error='skip'"
 _CHUNK = 256  # images a task looks at: tasks stay short, their overhead small
 
 SCHEMA = pa.schema(
@@ -275,9 +276,6 @@ def _measure(
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     return width, height, broken
-
-
-FIX = "replace or delete it, or open with on_error='skip'"
 
 
 def _header(storage: Storage, row: int, whole: bool) -> decode.Header:

@@ -30,7 +30,7 @@ def find_cut(scores: NDArray[np.float64], keep: NDArray[np.bool_]) -> Cut | None
     allowed = int(EXCEPTIONS * count)
     order = np.sort(scores)
     threshold = float(order[-count])
-    wrong = int((kept < threshold).sum())
+    wrong = max(int((kept < threshold).sum()), int((dropped > threshold).sum()))
     if wrong <= allowed:
         return Cut(threshold, None, wrong)
     low, high = float(kept.min()), float(kept.max())

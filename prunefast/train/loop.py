@@ -27,7 +27,7 @@ from prunefast.train.state import (
     lock_folder,
     save_checkpoint,
 )
-from prunefast.train.step import derived_seed, forked_generators, pick_device, repeatable_algorithms, seed_generators
+from prunefast.train.step import derived_seed, forked_generators, repeatable_algorithms, seed_generators
 
 if TYPE_CHECKING:
     from prunefast.data import ImageDataset
@@ -83,21 +83,20 @@ def train(
     if not isinstance(config, TrainConfig):
         raise InputTypeError(f"config is a {type(config).__name__}; give a TrainConfig")
     data, coreset = open_inputs(config, data, coreset)
-    device = pick_device(config.device)
+    plan = make_plan(config, data, coreset)
     folder = RunFolder(config.out).train
     make_folder(folder)
     with lock_folder(folder):
         remove_leftovers(folder)
         found = latest_checkpoint(folder)
-        recorded = found[1] if found else None
-        plan = make_plan(config, data, coreset, device, recorded["recipe"] if recorded else None)
-        if recorded is not None:
+        if found is not None:
+            path, recorded = found
+            plan = plan.continuing(recorded["recipe"])
             check_same_recipe(recorded["recipe"], plan.recipe, folder)
-            if _is_over(config, recorded["images"], recorded["seconds"]) and _was_summarised(
-                folder, recorded["images"]
-            ):
-                return _result(folder, found[0], repeated=True)  # type: ignore[index]
-        with forked_generators(device), repeatable_algorithms(device, config.deterministic):
+            over = _is_over(config, recorded["images"], recorded["seconds"])
+            if over and _was_summarised(folder, recorded["images"]):
+                return _result(folder, path, repeated=True)
+        with forked_generators(plan.device), repeatable_algorithms(plan.device, config.deterministic):
             run = _Run(plan, build_parts(plan), folder, found)
             try:
                 run.train(progress)

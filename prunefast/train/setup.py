@@ -10,13 +10,21 @@ from torch import nn
 from prunefast.data import ImageDataset, open_dataset
 from prunefast.diffusion import DenoisingLoss
 from prunefast.errors import InputError
-from prunefast.models import build_model
+from prunefast.models import build_model, count_parameters
 from prunefast.select import Coreset
 from prunefast.stream import CoresetLoader
 from prunefast.train.config import TrainConfig, read_class_weights, recipe
 from prunefast.train.ema import Ema
 from prunefast.train.optim import Updater
-from prunefast.train.step import TrainingStep, derived_seed, pick_precision, pick_weighting, seed_generators
+from prunefast.train.step import (
+    TrainingStep,
+    derived_seed,
+    forked_generators,
+    pick_device,
+    pick_precision,
+    pick_weighting,
+    seed_generators,
+)
 
 
 def open_inputs(
@@ -45,7 +53,10 @@ def open_inputs(
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A configuration with everything that was "auto", None or a path made definite. Nothing big is built yet."""
+    """A configuration with everything that was "auto", None or a path made definite, and the network's first weights.
+
+    Making one checks every option and touches no file of the run.
+    """
 
     config: TrainConfig
     data: ImageDataset
@@ -53,14 +64,20 @@ class Plan:
     device: torch.device
     loss: DenoisingLoss
     num_classes: int | None  # None: the network is unconditional
+    model: nn.Module  # on the CPU
     recipe: dict[str, Any]
 
+    def continuing(self, recorded: dict[str, Any]) -> "Plan":
+        """The plan for a run that began with the recipe `recorded`: it keeps its precision, should "auto" come out
+        differently on this machine."""
+        if self.config.precision != "auto":
+            return self
+        return dataclasses.replace(self, recipe={**self.recipe, "precision": recorded["precision"]})
 
-def make_plan(
-    config: TrainConfig, data: ImageDataset, coreset: Coreset, device: torch.device, recorded: dict[str, Any] | None
-) -> Plan:
-    """`recorded`: the recipe of the run that is continued. A run keeps the precision it began with ("auto" may come out
-    differently on another machine)."""
+
+def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset) -> Plan:
+    """Raises `InputError` for any option that does not go with the data or with another option."""
+    device = pick_device(config.device)
     class_weights = read_class_weights(config.class_weights, data.classes)
     frequencies = None
     if class_weights is not None:  # every image of the coreset is drawn equally often
@@ -70,7 +87,11 @@ def make_plan(
     loss = DenoisingLoss(config.process, config.prediction, weighting, class_weights, frequencies)
     conditional = config.class_conditional is not False and data.labels is not None
     num_classes = len(data.classes) if conditional else None
-    keeps = config.precision == "auto" and recorded is not None
+    options: dict[str, Any] = {"num_classes": num_classes, "dropout": config.dropout, **config.model_options}
+    cpu = torch.device("cpu")  # where weights are drawn: the same on every device
+    with forked_generators(cpu):
+        seed_generators(cpu, derived_seed("weights", config.seed))
+        model = build_model(config.model, image_size=data.image_size, **options)  # type: ignore[arg-type]
     resolved = recipe(
         config,
         data=data.fingerprint,
@@ -79,9 +100,9 @@ def make_plan(
         num_classes=num_classes,
         prediction=loss.prediction,
         class_weights=class_weights,
-        precision=recorded["precision"] if keeps and recorded else pick_precision(config.precision, device),
+        precision=pick_precision(config.precision, device, count_parameters(model)),
     )
-    return Plan(config, data, coreset, device, loss, num_classes, resolved)
+    return Plan(config, data, coreset, device, loss, num_classes, model, resolved)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +115,9 @@ class Parts:
 
 
 def build_parts(plan: Plan) -> Parts:
-    """Network with its first weights, average, optimizer and loader. Seeds torch's generators: call it in a fork."""
+    """Everything on the device."""
     config, device = plan.config, plan.device
-    seed_generators(device, derived_seed("weights", config.seed))
-    options: dict[str, Any] = {"num_classes": plan.num_classes, "dropout": config.dropout, **config.model_options}
-    image_size = plan.recipe["image_size"]
-    model = build_model(config.model, image_size=image_size, **options)
-    model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    model = plan.model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     network: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
     step = TrainingStep(
         network,

@@ -121,7 +121,9 @@ def test_an_expanded_archive(tmp_path, files, builds):
     assert [expanded] == list(cache.rglob("*.tar"))
     assert expanded.stat().st_mtime_ns == stamp
     # a copy that somebody deleted or damaged is made again
-    expanded.unlink()
+    for damage in (expanded.unlink, lambda: os.truncate(next(cache.rglob("*.tar")), 700)):
+        damage()
+        np.testing.assert_array_equal(open_dataset(path, cache_dir=cache).images([0]), first)
     np.testing.assert_array_equal(open_dataset(path, cache_dir=cache).images([0]), first)
     # a new archive at the path replaces the old copy
     (cache / "unrelated").write_bytes(b"")

@@ -1,11 +1,13 @@
 """A headless Chromium over its DevTools pipe: no driver, no extra package, no port."""
 
 import base64
+import contextlib
+import fcntl
 import json
 import os
 import select
 import shutil
-import subprocess
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -34,23 +36,31 @@ def find_chromium() -> str | None:
     return next((path for path in map(shutil.which, NAMES) if path), None)
 
 
+def _pipe() -> tuple[int, int]:
+    """A pipe on descriptors from 10 on, out of the way of those a child is given; closed in children."""
+    pair = os.pipe()
+    high = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in pair)
+    for end in pair:
+        os.close(end)
+    return high[0], high[1]
+
+
 class Browser:
-    """One tab. `requests`, `console` and `errors` collect what the page did since `open`."""
+    """One tab. `requests` (addresses) and `problems` (errors, warnings) collect what the page did since `open`."""
 
     def __init__(self, executable: str):
         self._profile = tempfile.mkdtemp(prefix="prunefast-browser-")
-        command_read, self._write = os.pipe()
-        self._read, answer_write = os.pipe()
-        # Chromium reads commands on descriptor 3 and answers on 4; the shell puts the pipes there
-        quoted = " ".join(
-            f"'{part}'" for part in (executable, *FLAGS, f"--user-data-dir={self._profile}", "about:blank")
-        )
-        self._process = subprocess.Popen(
-            ["/bin/sh", "-c", f"exec {quoted} 3<&{command_read} 4>&{answer_write}"],
-            pass_fds=(command_read, answer_write),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        command_read, self._write = _pipe()
+        self._read, answer_write = _pipe()
+        # Chromium reads commands on descriptor 3 and answers on 4
+        actions = [
+            (os.POSIX_SPAWN_DUP2, command_read, 3),
+            (os.POSIX_SPAWN_DUP2, answer_write, 4),
+            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+        ]
+        arguments = [executable, *FLAGS, f"--user-data-dir={self._profile}", "about:blank"]
+        self._process = os.posix_spawn(executable, arguments, os.environ, file_actions=actions)
         os.close(command_read)
         os.close(answer_write)
         self._buffer = b""
@@ -70,8 +80,9 @@ class Browser:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._process.kill()
-        self._process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._process, signal.SIGKILL)
+        os.waitpid(self._process, 0)
         os.close(self._read)
         os.close(self._write)
         shutil.rmtree(self._profile, ignore_errors=True)

@@ -201,12 +201,14 @@ def test_devices(monkeypatch):
 
 def test_precision(monkeypatch):
     cpu = torch.device("cpu")
-    assert pick_precision("fp32", cpu) == "fp32"
-    assert pick_precision("bf16", cpu) == "bf16"
+    small, large = 650_000, 36_000_000
+    assert pick_precision("fp32", cpu, large) == "fp32"
+    assert pick_precision("bf16", cpu, small) == "bf16"
     for avx512, amx, expected in ((False, False, "fp32"), (True, False, "bf16"), (False, True, "bf16")):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=avx512: has)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has=amx: has)
-        assert pick_precision("auto", cpu) == expected
+        assert pick_precision("auto", cpu, large) == expected
+        assert pick_precision("auto", cpu, small) == "fp32"
 
 
 def test_weighting_gamma():
