@@ -1,7 +1,9 @@
 """Fixtures that every test folder shares."""
 
 import os
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -33,3 +35,24 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     """Caches of tests never touch the user's; one cache a session, so that the archive is expanded once."""
     cache = tmp_path_factory.getbasetemp() / "prunefast-cache"
     monkeypatch.setenv("PRUNEFAST_CACHE", str(cache))
+
+
+@pytest.fixture(scope="session")
+def diffusers() -> ModuleType:
+    """The peer that is an oracle of networks and schedules.
+
+    It looks for torchvision when it is first imported; one that does not match torch raises, so it is hidden then.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            import torchvision  # noqa: F401
+        except Exception:
+            for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+                patch.delitem(sys.modules, name)
+            patch.setitem(sys.modules, "torchvision", None)
+        module = pytest.importorskip("diffusers")
+        try:
+            _ = module.UNet2DModel, module.DiTTransformer2DModel, module.DDIMScheduler, module.DDPMScheduler
+        except Exception as error:  # another test imported transformers before torchvision was hidden
+            pytest.skip(f"diffusers does not import here: {str(error).splitlines()[0]}")
+    return module

@@ -1,6 +1,7 @@
 """The published numbers: FID and KID on the Inception network of the original TensorFlow code, by torch-fidelity."""
 
 import importlib
+import pickle
 from typing import Any
 
 import numpy as np
@@ -52,10 +53,7 @@ def inception_metrics(
     fewest = min(len(chosen), len(reference))
     subset = min(KID_SUBSET_SIZE, max(2, fewest // 2))  # as prunefast.evaluate.kid has it
     if inception_weights is not None:
-        try:
-            open(inception_weights, "rb").close()
-        except OSError as error:
-            raise InputError(f"inception_weights: {inception_weights}: {error.strerror}") from None
+        _check_weights(inception_weights)
     try:
         values = fidelity.calculate_metrics(
             input1=_Images(samples, chosen),
@@ -91,7 +89,18 @@ def inception_metrics(
 def load_torch_fidelity() -> Any:
     try:
         return importlib.import_module("torch_fidelity")
-    except ImportError as error:
+    except (ImportError, RuntimeError, OSError) as error:  # the last two: it is there but what it needs is broken
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MissingDependencyError(
-            f"metric 'inception' needs torch-fidelity ({error}); install it: pip install 'prunefast[fid]'"
+            f"metric 'inception' needs torch-fidelity ({reason}); install it: pip install 'prunefast[fid]'"
         ) from None
+
+
+def _check_weights(path: str) -> None:
+    """InputError unless `path` holds tensors and nothing else: torch-fidelity would run whatever code a pickle carries."""
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"inception_weights: {path}: {error.strerror or error}") from None
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError):
+        raise InputError(f"inception_weights: {path}: is not a file of torch weights; download it again") from None

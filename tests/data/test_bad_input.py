@@ -395,3 +395,13 @@ def test_files_that_change_after_opening(tmp_path, write_folder, files):
         file.truncate(100)
     with pytest.raises(InputError, match="cut short"):  # a memory map would kill the process here
         packed.images([0, 1])
+
+
+def test_zip_member_without_a_name(tmp_path, files):
+    """The standard library cuts names at a zero byte, and its is_dir() fails on what is left; found by the fuzz tests."""
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.jpg", files["train/cat/0.jpg"])
+        archive.writestr("b.jpg", files["train/cat/0.jpg"])
+    path.write_bytes(path.read_bytes().replace(b"b.jpg", b"\0.jpg"))
+    assert list(open_dataset(path).keys) == ["a.jpg"]

@@ -116,7 +116,13 @@ def test_folder_with_classes_and_its_protocol(tmp_path, reference):
     assert stored == {"protocol": result.protocol, "metrics": result.metrics}
     assert Evaluation.load(out) == result
     text = str(result)
-    for piece in ("Frechet distance", "samples 20", "120 images", "pixels", "ddim, 50 steps, guidance 1.5, EMA weights"):
+    for piece in (
+        "Frechet distance",
+        "samples 20",
+        "120 images",
+        "pixels",
+        "ddim, 50 steps, guidance 1.5, EMA weights",
+    ):
         assert piece in text
     assert reference.fingerprint[:12] in text
     assert list(out.parent.iterdir()) == [out]  # nothing temporary is left
@@ -146,7 +152,10 @@ def test_few_images_are_warned_of_and_many_are_not():
     assert len(few.warnings) == 1
     assert "10 samples (fewer than 2,048 and no more than the 12 features)" in few.warnings[0]
     assert "warning: 10 samples" in str(few)
-    assert evaluate(pictures(1, 2100), from_arrays(pictures(0, 2100)), encoder=flat, metrics="frechet_distance").warnings == []
+    assert (
+        evaluate(pictures(1, 2100), from_arrays(pictures(0, 2100)), encoder=flat, metrics="frechet_distance").warnings
+        == []
+    )
 
 
 def test_two_and_three_samples_give_what_they_can(reference):
@@ -307,9 +316,41 @@ class TestInception:
     def test_weights(self, calls, reference, tmp_path):
         with pytest.raises(InputError, match="inception_weights"):
             evaluate(pictures(0, 20), reference, metrics="inception", inception_weights=str(tmp_path / "none.pth"))
+        torch.save({"a": torch.ones(2)}, tmp_path / "good.pth")
+        evaluate(pictures(0, 20), reference, metrics="inception", inception_weights=str(tmp_path / "good.pth"))
+        assert calls[0]["feature_extractor_weights_path"] == str(tmp_path / "good.pth")
         sys.modules["torch_fidelity"].calculate_metrics = lambda **_: (_ for _ in ()).throw(OSError("no network"))
         with pytest.raises(MissingDependencyError, match="inception_weights=FILE"):
             evaluate(pictures(0, 20), reference, metrics="inception")
+
+
+class Bomb:
+    def __reduce__(self):
+        return (open, (str(Bomb.target), "w"))
+
+
+@pytest.mark.parametrize("kind", ["code", "text", "empty"])
+def test_inception_weights_that_carry_code_are_refused(monkeypatch, tmp_path, reference, kind):
+    module = types.ModuleType("torch_fidelity")
+    monkeypatch.setitem(sys.modules, "torch_fidelity", module)  # without calculate_metrics: it must not get that far
+    Bomb.target = tmp_path / "exploded"
+    path = tmp_path / "weights.pth"
+    if kind == "code":
+        torch.save({"a": Bomb()}, path)
+    else:
+        path.write_text("weights" if kind == "text" else "")
+    with pytest.raises(InputError, match="not a file of torch weights"):
+        evaluate(pictures(0, 20), reference, metrics="inception", inception_weights=str(path))
+    assert not Bomb.target.exists()
+
+
+def test_torch_fidelity_that_does_not_load(monkeypatch, reference):
+    def broken(name):
+        raise RuntimeError("operator torchvision::nms does not exist\nmore")
+
+    monkeypatch.setattr("importlib.import_module", broken)
+    with pytest.raises(MissingDependencyError, match=r"nms does not exist\); install it"):
+        evaluate(pictures(0, 20), reference, metrics="inception")
 
 
 def test_same_call_same_numbers_whatever_the_threads(reference):

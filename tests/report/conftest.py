@@ -42,7 +42,9 @@ def start_run(folder: Path, data_folder: Path) -> Path:
     data = open_dataset(data_folder)
     data.save_items(folder / "items.parquet")
     features = embed(data, out=folder / "features.npy")
-    save_scores(folder / "scores.parquet", data, "gaussian", score(features, data.labels, per_class=data.labels is not None))
+    save_scores(
+        folder / "scores.parquet", data, "gaussian", score(features, data.labels, per_class=data.labels is not None)
+    )
     return folder
 
 
@@ -59,7 +61,13 @@ def finish_arm(folder: Path, data_folder: Path, coreset: Coreset, seed: int = 0,
         for i, loss in enumerate(losses)
     ]
     (train / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    summary = {"images": 8000, "steps": 400, "seconds": 88.9, "images_per_second": 90.0 + seed, "loss": float(losses[-1])}
+    summary = {
+        "images": 8000,
+        "steps": 400,
+        "seconds": 88.9,
+        "images_per_second": 90.0 + seed,
+        "loss": float(losses[-1]),
+    }
     summary |= {"model": "unet-tiny", "parameters": 123456, "finished": True}
     (train / "summary.json").write_text(json.dumps(summary))
     for k in range(samples):

@@ -28,7 +28,8 @@ LOW_CONTRAST = """
   const behind = e => { for (; e; e = e.parentElement) {
       const c = getComputedStyle(e).backgroundColor;
       if (c !== 'rgba(0, 0, 0, 0)') return c; } return 'rgb(255, 255, 255)'; };
-  return [...document.querySelectorAll('p, td, th, h1, h2, h3, h4, a, figcaption, label, legend, dt, dd, small, svg text, summary')]
+  const texts = 'p, td, th, h1, h2, h3, h4, a, figcaption, label, legend, dt, dd, small, svg text, summary';
+  return [...document.querySelectorAll(texts)]
     .filter(e => e.getClientRects().length && e.textContent.trim()).filter(e => {
       const style = getComputedStyle(e), ink = e.tagName === 'text' ? style.fill : style.color;
       const [a, b] = [light(ink), light(behind(e))].sort((x, y) => y - x);
@@ -101,7 +102,9 @@ def test_the_policy_stops_what_a_page_could_ask_for(browser, run, tmp_path):
     """The checks above can fail: a page with a picture from outside is caught, and the policy stops it."""
     path = report(run)
     broken = tmp_path / "broken.html"
-    text = path.read_text(encoding="utf-8").replace("<main", '<img src="http://example.org/x.png"><script>document.title=1</script><main')
+    text = path.read_text(encoding="utf-8").replace(
+        "<main", '<img src="http://example.org/x.png"><script>document.title=1</script><main'
+    )
     broken.write_text(text, encoding="utf-8")
     browser.open(broken, 1280)
     assert any("example.org" in problem for problem in browser.problems)

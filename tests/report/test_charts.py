@@ -55,7 +55,9 @@ def test_log_ticks():
     assert log_ticks(1e-5, 1e3) == pytest.approx([10.0**p for p in range(-5, 4)])
 
 
-@pytest.mark.parametrize(("value", "text"), [(15000, "15k"), (-0.25, "−0.25"), (2.5e6, "2.5M"), (0.0, "0"), (1e-15, "0")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(15000, "15k"), (-0.25, "−0.25"), (2.5e6, "2.5M"), (0.0, "0"), (1e-15, "0")]
+)
 def test_tick_text(value, text):
     assert tick_text(value) == text
 

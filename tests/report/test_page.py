@@ -1,6 +1,9 @@
 """The whole page: what is on it, what is left out with a word, and what names from outside cannot do."""
 
+import base64
 import html.parser
+import io
+import itertools
 import json
 import re
 
@@ -133,12 +136,12 @@ def test_it_can_be_read_without_seeing_it(run):
     assert labels == {box["id"] for box in page.all("input")}
     headings = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h\d", tag)]
     assert headings[0] == 1
-    assert all(after - before <= 1 for before, after in zip(headings, headings[1:], strict=False))
+    assert all(after - before <= 1 for before, after in itertools.pairwise(headings))
 
 
 def test_hostile_names_are_only_names(tmp_path):
     data_folder = make_data(tmp_path / "a<b>&'data", HOSTILE, each=8)
-    (data_folder / HOSTILE[1] / "000.png").rename(data_folder / HOSTILE[1] / "\"><svg onload=alert(3)>\n.png")
+    (data_folder / HOSTILE[1] / "000.png").rename(data_folder / HOSTILE[1] / '"><svg onload=alert(3)>\n.png')
     run = start_run(tmp_path / "run", data_folder)
     data = open_dataset(data_folder)
     coreset = select(data, features=np.load(run / "features.npy"), method="gaussian", keep=0.5, per_class=True)
@@ -363,7 +366,7 @@ def test_arms_evaluated_differently_are_flagged(arms, data_folder):
 def test_bad_arms(run, tmp_path):
     with pytest.raises(InputError, match="arms: is empty"):
         report(run, arms={})
-    with pytest.raises(InputError, match="'x'.*no such folder"):
+    with pytest.raises(InputError, match=r"'x'.*no such folder"):
         report(run, arms={"x": tmp_path / "none"})
 
 
@@ -398,9 +401,6 @@ def test_thumbnails_are_small_and_look_like_the_image(size):
     y, x = np.mgrid[:size, :size] / size
     image = np.stack([255 * x, 255 * y, 128 + 0 * x], axis=2).astype(np.uint8)
     uri = data_uri(image)
-    import base64
-    import io
-
     picture = Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
     assert max(picture.size) == min(size, 64)
     small = np.asarray(Image.fromarray(image).resize(picture.size, Image.Resampling.BOX)).astype(int)
