@@ -43,7 +43,8 @@ class Outcome:
     repeated: bool = False
 
     def __str__(self) -> str:
-        return f"{self.text} (was there already)" if self.repeated else self.text
+        first, *more = self.text.splitlines()
+        return "\n".join([f"{first} (was there already)" if self.repeated else first, *more])
 
 
 def open_run(
@@ -170,20 +171,19 @@ def train_run(config: TrainConfig, data: ImageDataset, coreset: Coreset, *, prog
 def sample_run(folder: Path, n: int, out: Path | None = None, *, progress: bool = False, **options: Any) -> Outcome:
     """FOLDER/samples (or `out`) from the newest checkpoint of FOLDER. Samples of an older checkpoint are replaced."""
     target = out or folder / "samples"
-    before = _written(target / PROTOCOL_FILE)
-    if out is None and before is not None and not _same_checkpoint(folder, target):
+    protocol = target / PROTOCOL_FILE
+    if out is None and protocol.exists() and not _same_checkpoint(folder, target):
         shutil.rmtree(target)
+    before = _digest(protocol) if protocol.exists() else None
     sample(folder, n, out=target, progress=progress, **options)
-    return Outcome(
-        f"{n:,} samples in {target}", {"n": n, "folder": str(target)}, _written(target / PROTOCOL_FILE) == before
-    )
+    return Outcome(f"{n:,} samples in {target}", {"n": n, "folder": str(target)}, repeated=_digest(protocol) == before)
 
 
 def _same_checkpoint(folder: Path, samples: Path) -> bool:
+    """Whether `samples` came from the newest checkpoint of `folder`."""
     newest = list_checkpoints(folder / "train")[:1]
-    return bool(newest) and read_json(newest[0] / "state.json").get("digest") == read_json(samples / PROTOCOL_FILE).get(
-        "checkpoint"
-    )
+    recorded = read_json(samples / PROTOCOL_FILE)["protocol"].get("checkpoint")
+    return bool(newest) and read_json(newest[0] / "state.json").get("digest") == recorded
 
 
 def evaluate_run(
@@ -205,17 +205,21 @@ def evaluate_run(
     if request["samples"] is not None and out.exists():
         known = Evaluation.load(out)
         if _agrees(known.protocol.get("request"), request):
-            return Outcome(str(known), {"metrics": known.metrics, "protocol": known.protocol}, repeated=True)
+            return _evaluation_outcome(known, out, repeated=True)
     result = evaluate(samples, reference, coreset=coreset, progress=progress, **options)
     result.protocol["request"] = to_json(request)
     result.save(out)
-    return Outcome(str(result), {"metrics": result.metrics, "protocol": result.protocol})
+    return _evaluation_outcome(result, out)
+
+
+def _evaluation_outcome(result: Evaluation, out: Path, repeated: bool = False) -> Outcome:
+    return Outcome(f"{out}\n{result}", {"metrics": result.metrics, "protocol": result.protocol}, repeated)
 
 
 def report_run(run: RunFolder, *, arms: Mapping[str, Path] | None = None, title: str | None = None) -> Outcome:
     """report.html; written anew each time, it takes seconds."""
     path = report(run, arms=arms, title=title)
-    return Outcome(f"report: {path}", {"report": str(path)})
+    return Outcome(str(path), {"report": str(path)})
 
 
 def _written(path: Path) -> tuple[int, int] | None:

@@ -37,7 +37,7 @@ struct Packed {
   std::vector<float> values, start, slack, slack_self, mean;
   Panels panels;
   int64_t padded;
-  bool direct;  // values too large to screen
+  bool direct;  // nothing to screen out (every row is an answer), or values too large for it
 };
 
 float round_up(double value) { return std::nextafter(static_cast<float>(value), std::numeric_limits<float>::infinity()); }
@@ -45,6 +45,9 @@ float round_up(double value) { return std::nextafter(static_cast<float>(value), 
 Packed pack(const prunefast_topk_args& args, const Kernels& set) {
   Packed packed;
   const int64_t columns = args.columns, others = args.others;
+  packed.direct = others - (args.exclude_self ? 1 : 0) <= args.k;
+  packed.padded = 0;
+  if (packed.direct) return packed;
   packed.mean.assign(columns, 0.0f);
   if (!args.inner) {
     std::vector<double> sum(columns, 0.0);
@@ -58,7 +61,6 @@ Packed pack(const prunefast_topk_args& args, const Kernels& set) {
   packed.start.assign(packed.padded, kLowest);
   packed.slack.assign(packed.padded, 0.0f);
   packed.slack_self.assign(packed.padded, 0.0f);
-  packed.direct = false;
   const double unit = args.certify ? 1.001 * 0x1p-24 * static_cast<double>(columns + 8) : 0.0;
   const double underflow = args.certify ? static_cast<double>(columns) * 0x1p-126 : 0.0;
   if (unit > 0.01) packed.direct = true;  // the first-order bound does not hold for rows that long
@@ -112,6 +114,7 @@ class Search {
 
   Workspace workspace() const {
     Workspace w;
+    if (packed_.direct) return w;
     w.centred.resize(kRows * args_.columns);
     w.scores.resize(kRows * (kChunkColumns + packed_.panels.width));
     w.hits.resize(kChunkColumns + packed_.panels.width);
@@ -121,14 +124,17 @@ class Search {
 
   void rows(int64_t first, int64_t last, Workspace& w) const {
     float norm[kRows], threshold[kRows];
-    const int64_t count = last - first, width = packed_.panels.width, chunk = kChunkColumns / width * width;
+    const int64_t count = last - first, width = packed_.direct ? 1 : packed_.panels.width;
+    const int64_t chunk = kChunkColumns / width * width;
     bool screened[kRows];
     for (int64_t r = 0; r < count; ++r) {
+      screened[r] = false;
+      if (packed_.direct) continue;
       const double squared = set_.centre(args_.x + (first + r) * args_.x_row_stride, packed_.mean.data(), args_.columns,
                                          w.centred.data() + r * args_.columns);
       norm[r] = round_up(std::sqrt(squared));
       threshold[r] = kLowest;
-      screened[r] = !packed_.direct && squared < kNormLimit * kNormLimit;
+      screened[r] = squared < kNormLimit * kNormLimit;
       w.candidates[r].clear();
     }
     const int64_t stride = chunk + width;

@@ -67,7 +67,7 @@ def main(options: argparse.Namespace) -> int:
         )
         rows.append({"arm": name, "kept": len(coreset), **_numbers(trained.facts, evaluated.facts["metrics"])})
     page = pipeline.report_run(run, arms=arms, title="prunefast demo: handwritten digits")
-    common.say(options, f"\n{table(rows)}\n{page} ({time.monotonic() - started:.0f} s in all)")
+    common.say(options, f"\n{table(rows)}\nreport: {page} ({time.monotonic() - started:.0f} s in all)")
     return common.finish(options, {"rows": rows, **page.facts})
 
 

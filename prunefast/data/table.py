@@ -96,7 +96,7 @@ def build_table(
         listing, classes, chosen, skipped = _arrange(source, listing, split, on_error)
         width, height, broken = _measure(source, listing, on_error, progress)
     else:
-        classes, chosen, skipped, broken = listing.classes, listing.split or "all", [], {}
+        classes, chosen, skipped, broken = listing.classes, listing.split or choose_split(source, (), split), [], {}
         width = np.full(len(listing), listing.width, dtype=np.int32)
         height = np.full(len(listing), listing.height, dtype=np.int32)
     if broken:

@@ -97,7 +97,7 @@ def load_torch_fidelity() -> Any:
 
 
 def _check_weights(path: str) -> None:
-    """InputError unless `path` holds tensors and nothing else: torch-fidelity would run whatever code a pickle carries."""
+    """InputError unless `path` holds tensors only: torch-fidelity would run whatever code a pickle carries."""
     try:
         torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from prunefast.errors import InputError
 from prunefast.evaluate.features import as_feature_pair
 
-DEGREE = 3
+DEGREE = 3  # of the polynomial, written out in _kernel
 BLOCKS = 100  # as torch-fidelity
 BLOCK_SIZE = 1000  # as torch-fidelity
 
@@ -73,4 +73,7 @@ def squared_mmd(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
 
 
 def _kernel(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    return (x @ y.T / x.shape[1] + 1.0) ** DEGREE
+    kernel = x @ y.T
+    kernel /= x.shape[1]
+    kernel += 1.0
+    return kernel * kernel * kernel  # the power function takes twenty times as long

@@ -54,7 +54,7 @@ def make_histogram(
     return Histogram(edges, kept, dropped, int((values < low).sum()), int((values > high).sum()))
 
 
-def robust_limits(values: NDArray[np.float64], tail: float = 0.2) -> tuple[float, float]:
+def robust_limits(values: NDArray[np.float64], tail: float = 0.5) -> tuple[float, float]:
     """Where to end an axis: at the extremes, or at the `tail` percentiles where outliers would squash the rest."""
     low, high = float(values.min()), float(values.max())
     near_low, near_high = (float(p) for p in np.percentile(values, [tail, 100 - tail]))

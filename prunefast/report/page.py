@@ -18,6 +18,7 @@ from prunefast.report.sections.options import COMPACT, FULL, Options
 from prunefast.report.text import number, short, visible
 from prunefast.report.thumbnails import Thumbnails
 
+PIXELATED = 24  # images smaller than this (in pixels a side) are enlarged without smoothing
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -70,6 +71,7 @@ def render(run: Run, arms: list[Arm], *, title: str | None = None, compared: boo
         "data": _data_facts(run),
         "version": prunefast.__version__,
         "compared": compared,
+        "pixelated": run.data is not None and (run.data.image_size or PIXELATED) < PIXELATED,
         "comparison": outcome.comparison(arms) if compared else None,
         "training": outcome.training_chart(arms),
         "arms": sections,

@@ -149,12 +149,13 @@ class Status:
 
     Args:
         begin, end: images at the start of this process and at the end of the run (None: limited by time alone).
-        max_seconds: the run's limit; `update` gets the seconds used up.
+        max_seconds: the run's limit. With it the line counts that down instead of the images, which it may not reach.
     """
 
     def __init__(self, begin: int, end: int | None, max_seconds: float | None, *, show: bool):
         title = "train" if begin == 0 else f"train (on from {begin:,})"
-        self._bar = Progress(title, None if end is None else max(end - begin, 0), "img", silent=not show)
+        total = None if end is None or max_seconds is not None else max(end - begin, 0)
+        self._bar = Progress(title, total, "img", silent=not show)
         self._show = show
         self._max_seconds = max_seconds
         self._note = ""

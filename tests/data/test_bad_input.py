@@ -398,7 +398,7 @@ def test_files_that_change_after_opening(tmp_path, write_folder, files):
 
 
 def test_zip_member_without_a_name(tmp_path, files):
-    """The standard library cuts names at a zero byte, and its is_dir() fails on what is left; found by the fuzz tests."""
+    """The standard library cuts names at a zero byte, and its is_dir() fails on what is left."""
     path = tmp_path / "x.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.jpg", files["train/cat/0.jpg"])

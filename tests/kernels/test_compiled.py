@@ -33,7 +33,6 @@ def check_resources(compiled):
     return ptx
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("out", ["*fp32", "*bf16"])
 def test_philox(architecture, out):
@@ -44,7 +43,6 @@ def test_philox(architecture, out):
     assert not re.search(r"lg2\.approx|sin\.approx|cos\.approx", ptx)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("random", [False, True])
 @pytest.mark.parametrize("pred", ["*fp32", "*bf16", "*fp16"])

@@ -1,0 +1,158 @@
+"""Operators beside their peers: `pytest benchmarks/bench_ops.py --benchmark-group-by=group` (OMP_NUM_THREADS sets the threads).
+
+Each group does one piece of work; the names say who does it. Peers that are not installed are left out.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from prunefast import ops
+
+pytest.importorskip("pytest_benchmark")
+
+
+def rows(n, d, seed):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def torch_nearest(x, y):
+    """Half-norm addmm and argmin by chunks: the fastest way in plain torch; not exact."""
+    half = y.square().sum(1) / 2
+    return torch.cat([torch.addmm(half, part, y.T, alpha=-1).argmin(1) for part in x.split(2048)])
+
+
+def sklearn_nearest(x, y):
+    return pytest.importorskip("sklearn.metrics").pairwise_distances_argmin(x.numpy(), y.numpy())
+
+
+def faiss_nearest(x, y):
+    return pytest.importorskip("faiss").knn(x.numpy(), y.numpy(), 1)
+
+
+NEAREST = {"prunefast": ops.nearest, "torch": torch_nearest, "sklearn": sklearn_nearest, "faiss": faiss_nearest}
+
+
+@pytest.mark.parametrize("who", NEAREST)
+@pytest.mark.parametrize("n, k, d", [(100_000, 1000, 128), (50_000, 1000, 512), (200_000, 10, 64), (100_000, 100, 64)])
+def test_nearest(benchmark, who, n, k, d):
+    benchmark.group = f"nearest {n} x {k} x {d}"
+    benchmark.pedantic(NEAREST[who], (rows(n, d, 0), rows(k, d, 1)), rounds=5, warmup_rounds=1)
+
+
+def torch_knn(x, k):
+    """cdist and topk by chunks, the row itself left in."""
+    return torch.cat([torch.cdist(part, x).topk(k + 1, largest=False).indices for part in x.split(1024)])
+
+
+def faiss_knn(x, k):
+    return pytest.importorskip("faiss").knn(x.numpy(), x.numpy(), k + 1)
+
+
+KNN = {"prunefast": lambda x, k: ops.topk(x, x, k, exclude_self=True), "torch": torch_knn, "faiss": faiss_knn}
+
+
+@pytest.mark.parametrize("who", KNN)
+def test_self_knn(benchmark, who):
+    benchmark.group = "self-kNN k=10, 20000 x 256"
+    benchmark.pedantic(KNN[who], (rows(20_000, 256, 0), 10), rounds=3, warmup_rounds=1)
+
+
+def sklearn_kmeans(x, start):
+    cluster = pytest.importorskip("sklearn.cluster")
+    return cluster.KMeans(len(start), init=start.numpy(), n_init=1, max_iter=20, tol=0).fit(x.numpy())
+
+
+KMEANS = {
+    "prunefast": lambda x, start: ops.kmeans(x, len(start), init=start, iterations=20),
+    "sklearn": sklearn_kmeans,
+}
+
+
+@pytest.mark.parametrize("who", KMEANS)
+def test_kmeans(benchmark, who):
+    benchmark.group = "k-means 20000 x 256, 200 clusters, 20 iterations"
+    x = rows(20_000, 256, 0)
+    benchmark.pedantic(KMEANS[who], (x, x[:200].clone()), rounds=3, warmup_rounds=1)
+
+
+def sklearn_gaussian(x):
+    mixture = pytest.importorskip("sklearn.mixture").GaussianMixture(1, reg_covar=1e-5)
+    wide = x.numpy().astype(np.float64)
+    return mixture.fit(wide).score_samples(wide)
+
+
+GAUSSIAN = {"prunefast": lambda x: ops.gaussian_log_likelihood(x, ops.fit_gaussian(x)), "sklearn": sklearn_gaussian}
+
+
+@pytest.mark.parametrize("who", GAUSSIAN)
+def test_gaussian(benchmark, who):
+    benchmark.group = "Gaussian fit and log-likelihood 50000 x 512"
+    benchmark.pedantic(GAUSSIAN[who], (rows(50_000, 512, 0),), rounds=3, warmup_rounds=1)
+
+
+def torch_loss(pred, x0, noise, a, b, weight):
+    spread = (slice(None), None, None, None)
+    target = a[spread] * x0 + b[spread] * noise
+    return ((pred.float() - target).square().mean((1, 2, 3)) * weight).mean()
+
+
+LOSS = {
+    "prunefast": lambda *arguments: ops.denoising_loss(*arguments)[0],
+    "torch eager": torch_loss,
+    "torch.compile": torch.compile(torch_loss),
+}
+
+
+@pytest.mark.parametrize("who", LOSS)
+@pytest.mark.parametrize("shape", [(64, 3, 256, 256), (128, 3, 32, 32)])
+def test_denoising_loss(benchmark, who, shape):
+    benchmark.group = f"loss forward and backward {'x'.join(map(str, shape))}, bf16 pred, float32 x0 and noise"
+    generator = torch.Generator().manual_seed(0)
+    pred = torch.randn(shape, generator=generator).bfloat16().requires_grad_() * 1
+    x0, noise = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+    vectors = torch.rand(3, shape[0], generator=generator)
+
+    def step():
+        return torch.autograd.grad(LOSS[who](pred, x0, noise, *vectors), pred)
+
+    benchmark.pedantic(step, rounds=7, warmup_rounds=2)
+
+
+def test_copy(benchmark):
+    """The bandwidth of this machine: what the memory-bound groups are measured against."""
+    benchmark.group = "copy 50 MB"
+    source, target = torch.randn(12_582_912), torch.empty(12_582_912)
+    benchmark.pedantic(target.copy_, (source,), rounds=9, warmup_rounds=2)
+
+
+def torch_noising(x0, alpha, sigma):
+    spread = (slice(None), None, None, None)
+    return alpha[spread] * (x0.float() / 127.5 - 1) + sigma[spread] * torch.randn(x0.shape)
+
+
+NOISING = {
+    "prunefast, Philox": lambda x0, alpha, sigma: ops.add_noise(x0, alpha, sigma, (0, torch.arange(len(x0)))),
+    "torch eager, randn": torch_noising,
+}
+
+
+@pytest.mark.parametrize("who", NOISING)
+def test_add_noise(benchmark, who):
+    benchmark.group = "uint8 to noisy float32, 128x3x32x32, channels_last"
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.randint(0, 256, (128, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    x0 = x0.contiguous(memory_format=torch.channels_last)
+    benchmark.pedantic(NOISING[who], (x0, *torch.rand(2, 128, generator=generator)), rounds=30, warmup_rounds=3)
+
+
+RANDOM = {
+    "prunefast Philox": lambda shape: ops.randn_philox(shape, 0, torch.arange(shape[0])),
+    "torch.randn": torch.randn,
+}
+
+
+@pytest.mark.parametrize("who", RANDOM)
+def test_normals(benchmark, who):
+    benchmark.group = "normals 128x3x64x64"
+    benchmark.pedantic(RANDOM[who], ((128, 3, 64, 64),), rounds=20, warmup_rounds=3)
