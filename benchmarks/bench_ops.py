@@ -1,6 +1,7 @@
-"""Operators beside their peers: `pytest benchmarks/bench_ops.py --benchmark-group-by=group` (OMP_NUM_THREADS sets the threads).
+"""Operators beside their peers: `pytest benchmarks/bench_ops.py --benchmark-group-by=group`.
 
-Each group does one piece of work; the names say who does it. Peers that are not installed are left out.
+OMP_NUM_THREADS sets the threads. Each group does one piece of work; the names say who does it. Peers that are not
+installed are left out.
 """
 
 import numpy as np
@@ -34,7 +35,9 @@ NEAREST = {"prunefast": ops.nearest, "torch": torch_nearest, "sklearn": sklearn_
 
 
 @pytest.mark.parametrize("who", NEAREST)
-@pytest.mark.parametrize("n, k, d", [(100_000, 1000, 128), (50_000, 1000, 512), (200_000, 10, 64), (100_000, 100, 64)])
+@pytest.mark.parametrize(
+    ("n", "k", "d"), [(100_000, 1000, 128), (50_000, 1000, 512), (200_000, 10, 64), (100_000, 100, 64)]
+)
 def test_nearest(benchmark, who, n, k, d):
     benchmark.group = f"nearest {n} x {k} x {d}"
     benchmark.pedantic(NEAREST[who], (rows(n, d, 0), rows(k, d, 1)), rounds=5, warmup_rounds=1)

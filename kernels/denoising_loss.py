@@ -1,9 +1,9 @@
 """The denoising loss and its gradient in one pass on a GPU; formula and contract in prunefast/ops/denoising_loss.py.
 
-Grid: (samples, blocks of 1,024 elements). Each program reads prediction, clean image and noise once (or regenerates the
-noise), writes the gradient and one partial sum; the partial sums are added in their order afterwards: no atomics, and a
-run repeats bit for bit. Any strides do: elements are numbered in the logical order (channel, row, column), as the
-noise is.
+Grid: samples x blocks of 1,024 elements, in one dimension (the others end at 65,535). Each program reads prediction,
+clean image and noise once (or regenerates the noise), writes the gradient and one partial sum; the partial sums are
+added in their order afterwards: no atomics, and a run repeats bit for bit. Any strides do: elements are numbered in the
+logical order (channel, row, column), as the noise is.
 """
 
 import torch
@@ -65,8 +65,9 @@ def denoising_loss_kernel(
     QUADS: tl.constexpr,
 ):
     # 1. where the elements of this block lie
-    sample = tl.program_id(0).to(tl.int64)
-    block = tl.program_id(1).to(tl.int64)
+    program = tl.program_id(0).to(tl.int64)
+    sample = program // blocks
+    block = program % blocks
     element = block * QUADS * 4 + tl.arange(0, QUADS * 4)
     inside = element < elements
     x = element % width
@@ -119,7 +120,7 @@ def per_sample_loss(
     partial = torch.empty((samples, blocks), dtype=torch.float32, device=pred.device)
     low, high = seed_words(seed)
     nothing = a  # a pointer that a branch left out never reads
-    denoising_loss_kernel[(samples, blocks)](
+    denoising_loss_kernel[(samples * blocks,)](
         pred,
         x0,
         nothing if noise is None else noise,

@@ -101,10 +101,20 @@ def normals(quad, stream, position, seed_low, seed_high):
 
 @triton.jit(do_not_specialize=["seed_low", "seed_high", "stream"])
 def philox_kernel(
-    out, position, elements, seed_low, seed_high, stream, NORMAL: tl.constexpr, WORDS: tl.constexpr, QUADS: tl.constexpr
+    out,
+    position,
+    elements,
+    blocks,
+    seed_low,
+    seed_high,
+    stream,
+    NORMAL: tl.constexpr,
+    WORDS: tl.constexpr,
+    QUADS: tl.constexpr,
 ):
-    sample = tl.program_id(0).to(tl.int64)
-    block = tl.program_id(1).to(tl.int64)
+    program = tl.program_id(0).to(tl.int64)
+    sample = program // blocks
+    block = program % blocks
     place = tl.load(position + sample)
     quad = block * QUADS + tl.arange(0, QUADS)
     if NORMAL:
@@ -133,12 +143,13 @@ def fill(out: torch.Tensor, seed: int, position: torch.Tensor, stream: int, kind
         return
     elements = out.numel() // samples
     low, high = seed_words(seed)
-    grid = (samples, triton.cdiv(elements, BLOCK_QUADS * 4))
+    blocks = triton.cdiv(elements, BLOCK_QUADS * 4)
     signed_stream = stream - (1 << 32) if stream >= 1 << 31 else stream
-    philox_kernel[grid](
+    philox_kernel[(samples * blocks,)](
         out,
         position.contiguous(),
         elements,
+        blocks,
         low,
         high,
         signed_stream,

@@ -1,5 +1,6 @@
-// The Python face of the C interface: addresses and sizes in, a status out. It sees neither torch nor NumPy, releases the GIL
-// around every call, and turns a status into an exception; prunefast.ops checks and converts before it comes here.
+// The Python face of the C interface: addresses and sizes in, a status out. It sees neither torch nor NumPy, releases
+// the GIL around every call, and turns a status into an exception; prunefast.ops checks and converts before it comes
+// here.
 #include <pybind11/pybind11.h>
 
 #include <new>
@@ -27,7 +28,8 @@ prunefast_image image(const py::object& value) {
   return result;
 }
 
-// (sizes of the result: samples, channels, height, width, of x0: height, width; x0; noise; seed; position; corner; flip; threads)
+// (sizes of the result: samples, channels, height, width, of x0: height, width; x0; noise; seed; position; corner;
+// flip; threads)
 prunefast_image_args images(const py::tuple& fields) {
   prunefast_image_args args = {};
   int64_t* const sizes[] = {&args.samples, &args.channels,     &args.height,
@@ -80,16 +82,27 @@ PYBIND11_MODULE(_native, m) {
   m.def("philox", [](int32_t kind, uintptr_t out, int32_t dtype, int64_t samples, int64_t elements, uint64_t seed,
                      uint32_t stream, uintptr_t position, int32_t threads) {
     run([=] {
-      return prunefast_philox(kind, pointer<void>(out), dtype, samples, elements, seed, stream, pointer<int64_t>(position),
-                              threads);
+      return prunefast_philox(kind, pointer<void>(out), dtype, samples, elements, seed, stream,
+                              pointer<int64_t>(position), threads);
     });
   });
   m.def("topk", [](uintptr_t x, uintptr_t y, int64_t rows, int64_t others, int64_t columns, int64_t x_row_stride,
                    int64_t y_row_stride, int64_t k, bool inner, bool certify, bool exclude_self, uintptr_t index,
                    uintptr_t distance, int32_t threads) {
-    const prunefast_topk_args args = {pointer<float>(x), pointer<float>(y), rows,  others,  columns,      x_row_stride,
-                                      y_row_stride,      k,                 inner, certify, exclude_self, threads,
-                                      pointer<int64_t>(index), pointer<float>(distance)};
+    const prunefast_topk_args args = {pointer<float>(x),
+                                      pointer<float>(y),
+                                      rows,
+                                      others,
+                                      columns,
+                                      x_row_stride,
+                                      y_row_stride,
+                                      k,
+                                      inner,
+                                      certify,
+                                      exclude_self,
+                                      threads,
+                                      pointer<int64_t>(index),
+                                      pointer<float>(distance)};
     run([&] { return prunefast_topk(&args); });
   });
   m.def("class_sums", [](uintptr_t x, int64_t rows, int64_t columns, int64_t x_row_stride, uintptr_t labels,
@@ -99,29 +112,30 @@ PYBIND11_MODULE(_native, m) {
                                   pointer<double>(sums), pointer<int64_t>(counts), threads);
     });
   });
-  m.def("denoising_loss", [](const py::tuple& image_args, const py::object& pred, const py::object& gradient, uintptr_t a,
-                             uintptr_t b, uintptr_t weight, uintptr_t gradient_scale, uintptr_t labels, uintptr_t reference,
-                             int64_t classes, uintptr_t loss, uintptr_t per_sample, uintptr_t excess, uintptr_t count) {
-    const prunefast_denoising_loss_args args = {images(image_args),
-                                                image(pred),
-                                                image(gradient),
-                                                pointer<float>(a),
-                                                pointer<float>(b),
-                                                pointer<float>(weight),
-                                                pointer<float>(gradient_scale),
-                                                pointer<int64_t>(labels),
-                                                pointer<float>(reference),
-                                                classes,
-                                                pointer<float>(loss),
-                                                pointer<float>(per_sample),
-                                                pointer<float>(excess),
-                                                pointer<int64_t>(count)};
-    run([&] { return prunefast_denoising_loss(&args); });
-  });
-  m.def("add_noise", [](const py::tuple& image_args, uintptr_t alpha, uintptr_t sigma, const py::object& out,
-                        bool coordinates) {
-    const prunefast_add_noise_args args = {images(image_args), pointer<float>(alpha), pointer<float>(sigma), image(out),
-                                           coordinates};
-    run([&] { return prunefast_add_noise(&args); });
-  });
+  m.def("denoising_loss",
+        [](const py::tuple& image_args, const py::object& pred, const py::object& gradient, uintptr_t a, uintptr_t b,
+           uintptr_t weight, uintptr_t gradient_scale, uintptr_t labels, uintptr_t reference, int64_t classes,
+           uintptr_t loss, uintptr_t per_sample, uintptr_t excess, uintptr_t count) {
+          const prunefast_denoising_loss_args args = {images(image_args),
+                                                      image(pred),
+                                                      image(gradient),
+                                                      pointer<float>(a),
+                                                      pointer<float>(b),
+                                                      pointer<float>(weight),
+                                                      pointer<float>(gradient_scale),
+                                                      pointer<int64_t>(labels),
+                                                      pointer<float>(reference),
+                                                      classes,
+                                                      pointer<float>(loss),
+                                                      pointer<float>(per_sample),
+                                                      pointer<float>(excess),
+                                                      pointer<int64_t>(count)};
+          run([&] { return prunefast_denoising_loss(&args); });
+        });
+  m.def("add_noise",
+        [](const py::tuple& image_args, uintptr_t alpha, uintptr_t sigma, const py::object& out, bool coordinates) {
+          const prunefast_add_noise_args args = {images(image_args), pointer<float>(alpha), pointer<float>(sigma),
+                                                 image(out), coordinates};
+          run([&] { return prunefast_add_noise(&args); });
+        });
 }

@@ -62,8 +62,8 @@ int32_t prunefast_denoising_loss(const prunefast_denoising_loss_args* arguments)
     const Kernels& set = kernels();
     parallel_blocks(blocks, threads_for(images.threads, work), [&](int64_t block, int) {
       const int64_t sample = block / per_sample, begin = block % per_sample * step;
-      partial[block] = set.loss_chunk(&plan, sample, begin, std::min(begin + step, units), args.a[sample], args.b[sample],
-                                      args.gradient_scale ? args.gradient_scale[sample] : 1.0f);
+      partial[block] = set.loss_chunk(&plan, sample, begin, std::min(begin + step, units), args.a[sample],
+                                      args.b[sample], args.gradient_scale ? args.gradient_scale[sample] : 1.0f);
     });
     reduce(args, partial, per_sample);
     return PRUNEFAST_OK;

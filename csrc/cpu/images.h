@@ -26,7 +26,8 @@ inline Layout layout_of(const prunefast_image_args& args, const prunefast_image&
   const bool whole = !args.corner && !args.flip;
   const prunefast_image* operands[] = {&mine, &also, &args.x0, &args.noise};
   const auto all = [&](auto is_dense) {
-    return std::all_of(operands, operands + 4, [&](const prunefast_image* o) { return !o->data || is_dense(*o, c, h, w); });
+    return std::all_of(operands, operands + 4,
+                       [&](const prunefast_image* o) { return !o->data || is_dense(*o, c, h, w); });
   };
   if (whole && all(dense)) return Layout::flat;
   if (whole && args.noise.data && all(dense_channels_last)) return Layout::flat;

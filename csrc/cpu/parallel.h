@@ -1,4 +1,5 @@
-// Threads: a count the caller gives, blocks handed out dynamically, each writing its own outputs, so that nothing depends on it.
+// Threads: a count the caller gives, blocks handed out dynamically, each writing its own outputs, so that nothing
+// depends on it.
 #pragma once
 
 #include <cstdint>

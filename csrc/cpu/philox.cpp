@@ -49,7 +49,8 @@ int32_t prunefast_philox(int32_t kind, void* out, int32_t dtype, int64_t samples
     parallel_blocks(blocks, threads_for(threads, (samples * elements + block - 1) / block), [&](int64_t b, int) {
       const int64_t sample = b / per_sample, element = b % per_sample * block;
       char* target = static_cast<char*>(out) + (sample * elements + element) * width;
-      fill(kind, target, dtype, element, std::min(block, elements - element), PhiloxKey{seed, stream, position[sample]});
+      fill(kind, target, dtype, element, std::min(block, elements - element),
+           PhiloxKey{seed, stream, position[sample]});
     });
     return PRUNEFAST_OK;
   });

@@ -2,15 +2,19 @@
 //
 // 1. y is centred on its mean and packed once, with -|y|^2 / 2 as the value a score starts from; the largest score
 //    x . y - |y|^2 / 2 is the nearest row, and |x|^2 is never needed.
-// 2. A block of rows of x is centred and scored against a few panels at a time, so that scores stay in the second-level cache.
-// 3. Every score carries a bound of its rounding error. With T the k-th largest lower bound so far, only rows of y whose upper
+// 2. A block of rows of x is centred and scored against a few panels at a time, so that scores stay in the second-level
+// cache.
+// 3. Every score carries a bound of its rounding error. With T the k-th largest lower bound so far, only rows of y
+// whose upper
 //    bound reaches T can be among the k nearest; they are kept as candidates.
-// 4. Candidates are decided and reported by direct float64 differences, ties to the smallest index. So the answer is that of
-//    comparing all direct distances, whatever the instruction set, the number of threads, the offset or the spread of the data.
+// 4. Candidates are decided and reported by direct float64 differences, ties to the smallest index. So the answer is
+// that of
+//    comparing all direct distances, whatever the instruction set, the number of threads, the offset or the spread of
+//    the data.
 //
-// Rounding bound of a score, u = 2^-24: a dot product of n terms added one after the other onto the start value errs by at most
-// (n + 1) u (|x||y| + |y|^2 / 2) to first order; rounding the centred values adds u (2 |x||y| + |y|^2). Both lie within
-// (n + 8) u (|x||y| + |y|^2 / 2). Products below the normal range add at most n 2^-126.
+// Rounding bound of a score, u = 2^-24: a dot product of n terms added one after the other onto the start value errs by
+// at most (n + 1) u (|x||y| + |y|^2 / 2) to first order; rounding the centred values adds u (2 |x||y| + |y|^2). Both
+// lie within (n + 8) u (|x||y| + |y|^2 / 2). Products below the normal range add at most n 2^-126.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -25,22 +29,24 @@
 namespace prunefast {
 namespace {
 
-constexpr int64_t kRows = 48;               // rows of x in a block: a panel in the cache is used that often
-constexpr int64_t kChunkColumns = 1024;     // scores of a block at a time: 48 x 1024 floats = 192 KB
-constexpr double kNormLimit = 1e18;         // above it a product may overflow float32: such data is compared directly
-constexpr int64_t kUncertified = 8;         // candidates beyond k when nothing is to be proven
+constexpr int64_t kRows = 48;            // rows of x in a block: a panel in the cache is used that often
+constexpr int64_t kChunkColumns = 1024;  // scores of a block at a time: 48 x 1024 floats = 192 KB
+constexpr double kNormLimit = 1e18;      // above it a product may overflow float32: such data is compared directly
+constexpr int64_t kUncertified = 8;      // candidates beyond k when nothing is to be proven
 constexpr int64_t kGroupedK = kScoreGroups / 2;  // up to this k the group maxima give a useful first threshold
 
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
 struct Packed {
   std::vector<float> values, start, slack, slack_self, mean;
-  Panels panels;
+  Panels panels = {};
   int64_t padded;
   bool direct;  // nothing to screen out (every row is an answer), or values too large for it
 };
 
-float round_up(double value) { return std::nextafter(static_cast<float>(value), std::numeric_limits<float>::infinity()); }
+float round_up(double value) {
+  return std::nextafter(static_cast<float>(value), std::numeric_limits<float>::infinity());
+}
 
 Packed pack(const prunefast_topk_args& args, const Kernels& set) {
   Packed packed;
@@ -75,7 +81,8 @@ Packed pack(const prunefast_topk_args& args, const Kernels& set) {
     packed.slack[j] = round_up(unit * std::sqrt(squared));
     packed.slack_self[j] = round_up(unit * half + underflow);
   }
-  packed.panels = {packed.values.data(), packed.start.data(), packed.slack.data(), packed.slack_self.data(), columns, width};
+  packed.panels = {
+      packed.values.data(), packed.start.data(), packed.slack.data(), packed.slack_self.data(), columns, width};
   return packed;
 }
 
@@ -164,8 +171,8 @@ class Search {
   }
 
  private:
-  void scan(const float* score, int64_t from, int64_t size, float norm, float* threshold, std::vector<Candidate>& candidates,
-            Workspace& w) const {
+  void scan(const float* score, int64_t from, int64_t size, float norm, float* threshold,
+            std::vector<Candidate>& candidates, Workspace& w) const {
     const float* slack = packed_.slack.data() + from;
     const float* slack_self = packed_.slack_self.data() + from;
     if (rank_ <= kGroupedK) {
@@ -190,8 +197,9 @@ class Search {
     for (const Candidate& c : candidates) w.values.push_back(c.lower);
     *threshold = std::max(*threshold, kth_largest(w.values, rank_));
     const float limit = *threshold;
-    candidates.erase(std::remove_if(candidates.begin(), candidates.end(), [=](const Candidate& c) { return c.upper < limit; }),
-                     candidates.end());
+    candidates.erase(
+        std::remove_if(candidates.begin(), candidates.end(), [=](const Candidate& c) { return c.upper < limit; }),
+        candidates.end());
   }
 
   double distance(int64_t i, int64_t j) const {

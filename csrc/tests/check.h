@@ -15,13 +15,12 @@ inline int& failures() {
   return count;
 }
 
-#define CHECK(condition)                                                                   \
-  do {                                                                                     \
-    if (!(condition)) {                                                                    \
-      ++failures();                                                                        \
-      std::fprintf(stderr, "%s:%d: %s [last error: %s]\n", __FILE__, __LINE__, #condition, \
-                   prunefast_last_error());                                                \
-    }                                                                                      \
+#define CHECK(condition)                                                                                            \
+  do {                                                                                                              \
+    if (!(condition)) {                                                                                             \
+      ++failures();                                                                                                 \
+      std::fprintf(stderr, "%s:%d: %s [last error: %s]\n", __FILE__, __LINE__, #condition, prunefast_last_error()); \
+    }                                                                                                               \
   } while (0)
 
 // A buffer between guards: an out-of-bounds write that a sanitizer would miss (inside an allocation) shows in `intact`.
@@ -54,7 +53,9 @@ class Numbers {
     state_ = state_ * 6364136223846793005u + 1442695040888963407u;
     return static_cast<float>(static_cast<int32_t>(state_ >> 32)) * 0x1p-31f;
   }
-  int64_t integer(int64_t limit) { return static_cast<int64_t>((next() * 0.5f + 0.5f) * static_cast<float>(limit)) % limit; }
+  int64_t integer(int64_t limit) {
+    return static_cast<int64_t>((next() * 0.5f + 0.5f) * static_cast<float>(limit)) % limit;
+  }
 
  private:
   uint64_t state_;

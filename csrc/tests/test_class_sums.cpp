@@ -17,7 +17,8 @@ int main() {
     for (const int32_t threads : {1, 2, 7}) {
       Guarded<double> sums(classes * columns);
       Guarded<int64_t> counts(classes);
-      CHECK(!prunefast_class_sums(x.data(), rows, columns, stride, labels.data(), classes, sums.data(), counts.data(), threads));
+      CHECK(!prunefast_class_sums(x.data(), rows, columns, stride, labels.data(), classes, sums.data(), counts.data(),
+                                  threads));
       CHECK(!std::memcmp(sums.data(), expected.data(), expected.size() * sizeof(double)));
       CHECK(!std::memcmp(counts.data(), number.data(), number.size() * sizeof(int64_t)));
       CHECK(sums.intact() && counts.intact());
@@ -25,8 +26,8 @@ int main() {
     labels[3] = classes;
     std::vector<double> sums(classes * columns);
     std::vector<int64_t> counts(classes);
-    CHECK(prunefast_class_sums(x.data(), rows, columns, stride, labels.data(), classes, sums.data(), counts.data(), 1) ==
-          PRUNEFAST_OUT_OF_RANGE);
+    CHECK(prunefast_class_sums(x.data(), rows, columns, stride, labels.data(), classes, sums.data(), counts.data(),
+                               1) == PRUNEFAST_OUT_OF_RANGE);
   }
   return summary("class_sums");
 }

@@ -16,7 +16,8 @@ int64_t place(const prunefast_image& image, int64_t i, int64_t c, int64_t y, int
   return i * image.stride[0] + c * image.stride[1] + y * image.stride[2] + x * image.stride[3];
 }
 
-void run(const Sizes& s, bool last, bool bytes, bool crop, bool flipped, bool philox, bool coordinates, int32_t threads) {
+void run(const Sizes& s, bool last, bool bytes, bool crop, bool flipped, bool philox, bool coordinates,
+         int32_t threads) {
   Numbers numbers(static_cast<uint64_t>(s.width + 7 * last + 3 * bytes));
   const int64_t elements = s.samples * s.channels * s.height * s.width;
   const int64_t image_elements = s.samples * s.channels * s.image_height * s.image_width;
@@ -58,7 +59,8 @@ void run(const Sizes& s, bool last, bool bytes, bool crop, bool flipped, bool ph
   float loss;
   Guarded<float> per_sample(s.samples), excess(4);
   Guarded<int64_t> count(4);
-  args.loss = &loss, args.per_sample = per_sample.data(), args.class_excess = excess.data(), args.class_count = count.data();
+  args.loss = &loss, args.per_sample = per_sample.data(), args.class_excess = excess.data(),
+  args.class_count = count.data();
   CHECK(prunefast_denoising_loss(&args) == PRUNEFAST_OK);
 
   const int64_t out_channels = s.channels + (coordinates ? 2 : 0);
@@ -132,14 +134,15 @@ void conversions() {
         continue;
       }
       const double magnitude = exponent == top ? std::numeric_limits<double>::infinity()
-                               : exponent      ? std::ldexp((1 << mantissa_bits) + mantissa, exponent - bias - mantissa_bits)
-                                               : std::ldexp(mantissa, 1 - bias - mantissa_bits);
+                               : exponent ? std::ldexp((1 << mantissa_bits) + mantissa, exponent - bias - mantissa_bits)
+                                          : std::ldexp(mantissa, 1 - bias - mantissa_bits);
       CHECK(wide[i] == (i & 0x8000 ? -magnitude : magnitude));
       CHECK(back[i] == i || (magnitude == 0 && (back[i] & 0x7FFF) == 0));
     }
     // half way between neighbours: to the even one
     std::vector<float> half(65536, 0.0f);
-    for (int i = 1; i + 1 < (top << mantissa_bits); ++i) half[i] = static_cast<float>((double(wide[i]) + wide[i + 1]) / 2);
+    for (int i = 1; i + 1 < (top << mantissa_bits); ++i)
+      half[i] = static_cast<float>((double(wide[i]) + wide[i + 1]) / 2);
     images.x0 = describe(half.data(), PRUNEFAST_FLOAT32, 1, 1, 65536, false);
     CHECK(prunefast_add_noise(&mix) == PRUNEFAST_OK);
     for (int i = 1; i + 1 < (top << mantissa_bits); ++i) CHECK(back[i] == i + (i & 1));
@@ -149,7 +152,7 @@ void conversions() {
 }  // namespace
 
 int main() {
-  const Sizes sizes[] = {{1, 1, 1, 1, 1, 1},     {5, 3, 7, 5, 7, 5},     {4, 3, 8, 8, 11, 13},
+  const Sizes sizes[] = {{1, 1, 1, 1, 1, 1},     {5, 3, 7, 5, 7, 5},       {4, 3, 8, 8, 11, 13},
                          {3, 4, 16, 17, 16, 17}, {2, 3, 3, 1100, 3, 1101}, {2, 2, 130, 65, 140, 70}};
   for (const Sizes& s : sizes)
     for (int bits = 0; bits < 64; ++bits) {

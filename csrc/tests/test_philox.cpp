@@ -50,7 +50,8 @@ void every_size(int32_t threads) {
     CHECK(prunefast_philox(PRUNEFAST_WORDS, words.data(), 0, 4, elements, seed, 3, positions, threads) == PRUNEFAST_OK);
     CHECK(prunefast_philox(PRUNEFAST_UNIFORM, uniforms.data(), 0, 4, elements, seed, 3, positions, threads) == 0);
     CHECK(prunefast_philox(PRUNEFAST_NORMAL, normals.data(), 0, 4, elements, seed, 3, positions, threads) == 0);
-    CHECK(prunefast_philox(PRUNEFAST_NORMAL, halves.data(), PRUNEFAST_BFLOAT16, 4, elements, seed, 3, positions, threads) == 0);
+    CHECK(prunefast_philox(PRUNEFAST_NORMAL, halves.data(), PRUNEFAST_BFLOAT16, 4, elements, seed, 3, positions,
+                           threads) == 0);
     double worst = 0;
     for (int64_t s = 0; s < 4; ++s) {
       for (int64_t quad = 0; 4 * quad < elements; ++quad) {
@@ -64,7 +65,8 @@ void every_size(int32_t threads) {
           const double u = (c[j] / 512 + 0.5) / 8388608.0;
           CHECK(uniforms[at] == u);
           const double u1 = (c[j / 2 * 2] / 512 + 0.5) / 8388608.0, u2 = (c[j / 2 * 2 + 1] / 512 + 0.5) / 8388608.0;
-          const double angle = 2 * M_PI * u2, z = std::sqrt(-2 * std::log(u1)) * (j % 2 ? std::sin(angle) : std::cos(angle));
+          const double angle = 2 * M_PI * u2,
+                       z = std::sqrt(-2 * std::log(u1)) * (j % 2 ? std::sin(angle) : std::cos(angle));
           worst = std::fmax(worst, std::fabs(normals[at] - z));
           uint32_t bits = static_cast<uint32_t>(halves[at]) << 16;
           float half;
@@ -85,7 +87,8 @@ int main() {
   every_size(1);
   every_size(3);
   CHECK(prunefast_philox(PRUNEFAST_NORMAL, nullptr, 0, 0, 0, 0, 0, nullptr, 1) == PRUNEFAST_OK);
-  CHECK(prunefast_philox(PRUNEFAST_UNIFORM, nullptr, PRUNEFAST_FLOAT16, 0, 0, 0, 0, nullptr, 1) == PRUNEFAST_BAD_ARGUMENT);
+  CHECK(prunefast_philox(PRUNEFAST_UNIFORM, nullptr, PRUNEFAST_FLOAT16, 0, 0, 0, 0, nullptr, 1) ==
+        PRUNEFAST_BAD_ARGUMENT);
   CHECK(prunefast_philox(7, nullptr, 0, 0, 0, 0, 0, nullptr, 1) == PRUNEFAST_BAD_ARGUMENT);
   return summary("philox");
 }

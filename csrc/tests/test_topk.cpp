@@ -14,7 +14,8 @@ struct Case {
 double direct(const float* x, const float* y, int64_t columns, bool inner) {
   double sum = 0;
   for (int64_t d = 0; d < columns; ++d)
-    sum += inner ? -static_cast<double>(x[d]) * y[d] : (static_cast<double>(x[d]) - y[d]) * (static_cast<double>(x[d]) - y[d]);
+    sum += inner ? -static_cast<double>(x[d]) * y[d]
+                 : (static_cast<double>(x[d]) - y[d]) * (static_cast<double>(x[d]) - y[d]);
   return sum;
 }
 
@@ -25,13 +26,15 @@ void run(const Case& c, int32_t threads) {
   for (float& v : x) v = c.offset + (c.integers ? static_cast<float>(numbers.integer(3)) : numbers.next());
   for (float& v : y) v = c.offset + (c.integers ? static_cast<float>(numbers.integer(3)) : numbers.next());
   if (c.exclude_self) y = x;
-  if (c.others > 2) std::copy_n(y.data() + y_stride, c.columns, y.data() + 2 * y_stride);  // a duplicate: ties to the smaller
+  if (c.others > 2)
+    std::copy_n(y.data() + y_stride, c.columns, y.data() + 2 * y_stride);  // a duplicate: ties to the smaller
   Guarded<int64_t> index(c.rows * c.k);
   Guarded<float> distance(c.rows * c.k);
   prunefast_topk_args args = {};
   args.x = x.data(), args.y = y.data(), args.rows = c.rows, args.others = c.others, args.columns = c.columns;
   args.x_row_stride = x_stride, args.y_row_stride = y_stride, args.k = c.k, args.inner = c.inner, args.certify = 1;
-  args.exclude_self = c.exclude_self, args.threads = threads, args.index = index.data(), args.distance = distance.data();
+  args.exclude_self = c.exclude_self, args.threads = threads, args.index = index.data(),
+  args.distance = distance.data();
   CHECK(prunefast_topk(&args) == PRUNEFAST_OK);
   CHECK(index.intact() && distance.intact());
   for (int64_t i = 0; i < c.rows; ++i) {
@@ -62,7 +65,7 @@ int main() {
   run({211, 211, 24, 10, false, true, 0.0f, true}, 2);
   run({211, 211, 24, 210, false, true, 5.0f, false}, 1);
   run({50, 300, 12, 5, true, false, 0.5f, false}, 1);
-  run({50, 300, 12, 5, false, false, 1e7f, false}, 1);   // the offset swallows all but a few bits: many exact ties
+  run({50, 300, 12, 5, false, false, 1e7f, false}, 1);  // the offset swallows all but a few bits: many exact ties
   run({20, 90, 6, 4, false, false, 0.0f, true}, 1);
   run({0, 90, 6, 4, false, false, 0.0f, true}, 1);
   prunefast_topk_args bad = {};

@@ -128,6 +128,7 @@ def _arm_section(
         "groups_note": "",
         "axis_ends": None,
         "score_name": "",
+        "ordered": False,
         "map": None,
         "small_map": None,
         "facts": outcome.training_facts(arm.training),
@@ -152,6 +153,7 @@ def _arm_section(
 
     section["scores"] = scores.score_section(coreset, scored)
     section["score_name"] = scored.name if scored is not None else ""
+    section["ordered"] = scored is not None and scored.own
     section["classes"] = classes.class_table(coreset)
     section["clusters"] = classes.cluster_bars(coreset)
     section["groups"] = [classes.group_view(group, coreset, scored, thumbnails) for group in groups]

@@ -6,10 +6,9 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
+from prunefast.kernels import denoising_loss, philox  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
-
-from prunefast.kernels import denoising_loss, philox  # noqa: E402
 
 ARCHITECTURES = [80, 90, 100]
 
@@ -39,7 +38,9 @@ def test_philox(architecture, out):
     constants = {"NORMAL": True, "WORDS": False, "QUADS": philox.BLOCK_QUADS}
     compiled = compile_for(philox.philox_kernel, architecture, {"out": out, "position": "*i64"}, constants)
     ptx = check_resources(compiled)
-    assert re.search(r"mul\.hi\.u32|mul\.wide\.u32", ptx)  # the cipher's product is one instruction, not a 64-bit emulation
+    assert re.search(
+        r"mul\.hi\.u32|mul\.wide\.u32", ptx
+    )  # the cipher's product is one instruction, not a 64-bit emulation
     assert not re.search(r"lg2\.approx|sin\.approx|cos\.approx", ptx)
 
 

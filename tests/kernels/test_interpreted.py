@@ -1,7 +1,7 @@
-"""The Triton kernels, run by Triton's interpreter on a CPU: words bit for bit, everything else against the float64 reference.
+"""The Triton kernels, run by Triton's interpreter on a CPU: words bit for bit, the rest against the float64 reference.
 
-The interpreter is chosen by an environment variable that is read when Triton is imported, so the checks run in a process of
-their own; each prints one line, and the tests here read them.
+The interpreter is chosen by an environment variable that is read when Triton is imported, so the checks run in a
+process of their own; each prints one line, and the tests here read them.
 """
 
 import os
@@ -19,7 +19,8 @@ from prunefast.kernels import denoising_loss, philox
 from prunefast.ops import reference
 
 position = torch.tensor([0, 5, 2**40 + 1, -3])
-for seed, stream, shape in ((0, 0, (4, 7)), (2**63 + 17, 2**31 + 5, (4, 3, 7, 11)), (1, 1, (4, 1)), (2**64 - 1, 3, (4, 1025))):
+CASES = ((0, 0, (4, 7)), (2**63 + 17, 2**31 + 5, (4, 3, 7, 11)), (1, 1, (4, 1)), (2**64 - 1, 3, (4, 1025)))
+for seed, stream, shape in CASES:
     words = torch.empty(shape, dtype=torch.int64)
     philox.fill(words, seed, position, stream, "words")
     size = words[0].numel()
@@ -59,11 +60,11 @@ for index, (shape, image) in enumerate((((2, 3, 8, 8), (8, 8)), ((3, 2, 5, 7), (
             source = (None, 7, place) if random else (noise, 0, None)
             per_sample = denoising_loss.per_sample_loss(pred, x0, *source, a, b, *crop, gradient, scale)
             if random:
-                noise = torch.stack(
-                    [torch.from_numpy(reference.philox_normal(noise[0].numel(), 7, int(p), 0)).reshape(shape[1:]) for p in place]
-                )
+                samples = [reference.philox_normal(noise[0].numel(), 7, int(p), 0) for p in place]
+                noise = torch.from_numpy(np.stack(samples)).reshape(shape)
             clean = reference.mirror_and_cut(x0.numpy(), corner.numpy(), shape[2:], flip.numpy()) if cut else x0.numpy()
-            _, expected, slope = reference.denoising_loss(pred.double().numpy(), clean, noise.numpy(), a.numpy(), b.numpy())
+            arrays = (pred.double().numpy(), clean, noise.numpy(), a.numpy(), b.numpy())
+            _, expected, slope = reference.denoising_loss(*arrays)
             slope = slope * pred.numel() / 2 * scale.double().numpy().reshape(-1, 1, 1, 1)
             value = np.allclose(per_sample.numpy(), expected, rtol=1e-5)
             tolerance = 4 * torch.finfo(dtype).eps
@@ -75,7 +76,9 @@ for index, (shape, image) in enumerate((((2, 3, 8, 8), (8, 8)), ((3, 2, 5, 7), (
 @pytest.fixture(scope="module")
 def lines():
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-P", "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return [line.split() for line in done.stdout.splitlines()]
 

@@ -35,7 +35,9 @@ def test_values(x0_dtype, dtype, layout):
     assert result.dtype == dtype
     tolerance = 1e-12 if dtype == torch.float64 else 1e-6
     torch.testing.assert_close(result, exact.to(dtype), rtol=max(tolerance, torch.finfo(dtype).eps), atol=tolerance)
-    assert result.is_contiguous(memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)
+    assert result.is_contiguous(
+        memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    )
 
 
 def test_uint8_levels_round_once():

@@ -9,8 +9,8 @@ import torch
 
 from prunefast import ops
 
-# Everything that promises the same bits on every instruction set: random numbers, noising, loss and gradient, distances of
-# real-valued data (certified, so decided by float64 sums of one order) and clusters.
+# Everything that promises the same bits on every instruction set: random numbers, noising, loss and gradient, distances
+# of real-valued data (certified, so decided by float64 sums of one order) and clusters.
 DIGEST = """
 import hashlib, torch
 from prunefast import _native, ops
@@ -40,7 +40,9 @@ print(_native.isa_in_use(), digest.hexdigest())
 
 def run(isa):
     environment = {**os.environ, "PRUNEFAST_ISA": isa, "OMP_NUM_THREADS": "2"}
-    done = subprocess.run([sys.executable, "-P", "-c", DIGEST], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", DIGEST], env=environment, capture_output=True, text=True, check=True
+    )
     return done.stdout.split()
 
 

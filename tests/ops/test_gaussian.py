@@ -95,7 +95,12 @@ GOOD = features(n=20)
     [
         (GOOD[:0], None, InputError, "x: it has no rows"),
         (GOOD[0], None, InputError, "x: shape"),
-        (np.where(GOOD == GOOD[3, 2], np.nan, GOOD), None, InputError, r"x: the value at \[3, 2\]"),
+        (
+            np.where(np.isclose(GOOD, GOOD[3, 2], rtol=0, atol=0), np.nan, GOOD),
+            None,
+            InputError,
+            r"x: the value at \[3, 2\]",
+        ),
         (GOOD, np.zeros(19, int), InputError, "labels: shape"),
         (GOOD, np.zeros(20), InputTypeError, "labels"),
         (GOOD, np.full(20, -1), InputError, "labels: label -1"),

@@ -30,7 +30,9 @@ TOLERANCE = 1.5e-6  # absolute, docs/ops/philox.md
 def test_known_answers(counter, key, expected):
     in_torch = words(counter, key, torch.device("cpu"))
     assert " ".join(f"{int(word):08x}" for word in in_torch) == expected
-    assert " ".join(f"{word:08x}" for word in reference.philox_words(counter, (key & 0xFFFFFFFF, key >> 32))) == expected
+    assert (
+        " ".join(f"{word:08x}" for word in reference.philox_words(counter, (key & 0xFFFFFFFF, key >> 32))) == expected
+    )
 
 
 def test_native_known_answer_through_a_position():
@@ -57,7 +59,9 @@ def test_words_uniforms_and_normals_against_the_reference(size):
         expected = reference.philox_uniform(size, seed, place, stream)
         assert (((raw[i].numpy().view(np.uint32) >> 9) + 0.5) / 2**23 == expected).all()
         np.testing.assert_array_equal(uniform[i].double(), expected)
-        np.testing.assert_allclose(normal[i], reference.philox_normal(size, seed, place, stream), rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(
+            normal[i], reference.philox_normal(size, seed, place, stream), rtol=0, atol=TOLERANCE
+        )
 
 
 def test_portable_code_agrees():

@@ -101,7 +101,10 @@ def test_one_row_far_outside():
 
 def test_layouts():
     rng = np.random.default_rng(5)
-    x, y = torch.from_numpy(rng.normal(size=(61, 23)).astype("f")), torch.from_numpy(rng.normal(size=(37, 23)).astype("f"))
+    x, y = (
+        torch.from_numpy(rng.normal(size=(61, 23)).astype("f")),
+        torch.from_numpy(rng.normal(size=(37, 23)).astype("f")),
+    )
     expected = ops.topk(x, y, 4)
     room = torch.empty(61 * 29 + 1)[1:].view(61, 29)[:, 3:26]  # misaligned, with gaps
     room.copy_(x)
@@ -201,7 +204,9 @@ def test_portable_code_agrees(certify):
 
 
 matrices = hnp.arrays(
-    np.float32, st.tuples(st.integers(1, 20), st.just(3)), elements=st.floats(-8, 8, width=16).map(lambda v: round(v * 4) / 4)
+    np.float32,
+    st.tuples(st.integers(1, 20), st.just(3)),
+    elements=st.floats(-8, 8, width=16).map(lambda v: round(v * 4) / 4),
 )
 
 
@@ -243,7 +248,13 @@ X = np.zeros((4, 3), "f")
         (X > 0, X, {"k": 1}, InputTypeError, "x:"),
         (X.astype(str), X, {"k": 1}, InputTypeError, "x:"),
         (X, X, {"k": 1, "metric": "hamming"}, InputError, "metric"),
-        (np.where(np.eye(4, 3) > 0, np.nan, X).astype("f"), X, {"k": 1}, InputError, r"x: the value at \[0, 0\] is NaN"),
+        (
+            np.where(np.eye(4, 3) > 0, np.nan, X).astype("f"),
+            X,
+            {"k": 1},
+            InputError,
+            r"x: the value at \[0, 0\] is NaN",
+        ),
         (X, np.where(np.eye(4, 3) > 0, -np.inf, X).astype("f"), {"k": 1}, InputError, "y: the value"),
         (X.astype("d") + 1e300, X, {"k": 1}, InputError, "does not fit float32"),
     ],

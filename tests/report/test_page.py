@@ -280,7 +280,10 @@ def test_every_method_is_explained(tmp_path, data_folder, options, word):
 def test_a_random_selection_is_compared_with_the_runs_scores(tmp_path, data_folder):
     run = start_run(tmp_path / "run", data_folder)
     select(open_dataset(data_folder), method="random", keep=0.5).save(run / "coreset.parquet")
-    assert "did not look at the gaussian score" in read(report(run)).text
+    text = read(report(run)).text
+    assert "did not look at the gaussian score" in text
+    assert "Kept, drawn at random" in text
+    assert "highest scores" not in text  # nothing is ordered by a score that played no part
 
 
 def test_balance_tells_before_and_after(tmp_path, data_folder):

@@ -4,8 +4,6 @@
 #include "distance.h"
 #include "image.h"
 
-#define PRUNEFAST_KERNELS(name)                                                                                      \
-  {                                                                                                                  \
-    name, kVector, quad_words, quad_uniforms, quad_normals, store_tile, loss_chunk, noise_chunk, scores, centre,     \
-        best_lower_bounds, collect, direct_squared, direct_inner, add_row                                            \
-  }
+#define PRUNEFAST_KERNELS(name)                                                                              \
+  {name,   kVector, quad_words,        quad_uniforms, quad_normals,   store_tile,   loss_chunk, noise_chunk, \
+   scores, centre,  best_lower_bounds, collect,       direct_squared, direct_inner, add_row}

@@ -1,5 +1,6 @@
-// Tiles of float32 from and to the storage types. Conversions are written on bits, so that they round to nearest even on every
-// instruction set and do not depend on the denormal mode of the thread; the loops are simple enough for the compiler's vectoriser.
+// Tiles of float32 from and to the storage types. Conversions are written on bits, so that they round to nearest even
+// on every instruction set and do not depend on the denormal mode of the thread; the loops are simple enough for the
+// compiler's vectoriser.
 #pragma once
 
 #include "simd.h"

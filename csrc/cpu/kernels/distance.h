@@ -1,4 +1,5 @@
-// Scores x . y - |y|^2 / 2 by a register-blocked product over packed panels, the scans of their bounds, and direct distances.
+// Scores x . y - |y|^2 / 2 by a register-blocked product over packed panels, the scans of their bounds, and direct
+// distances.
 #pragma once
 
 #include "simd.h"
@@ -7,7 +8,8 @@
 namespace prunefast {
 namespace {
 
-// Rows x registers of one block: accumulators, one row of the panel and a broadcast fit the register file (32, 16 and 16 registers).
+// Rows x registers of one block: accumulators, one row of the panel and a broadcast fit the register file (32, 16 and
+// 16 registers).
 #if defined(__AVX512F__)
 constexpr int kRowBlock = 6;
 #else
@@ -52,13 +54,13 @@ void score_panels(const float* x, int64_t rows, int64_t row_stride, const Panels
       score_block<kRowBlock, Registers>(x + r * row_stride, row_stride, panel, start, panels->columns,
                                         target + r * score_stride, score_stride);
     for (; r < rows; ++r)
-      score_block<1, Registers>(x + r * row_stride, row_stride, panel, start, panels->columns, target + r * score_stride,
-                                score_stride);
+      score_block<1, Registers>(x + r * row_stride, row_stride, panel, start, panels->columns,
+                                target + r * score_stride, score_stride);
   }
 }
 
-void scores(const float* x, int64_t rows, int64_t row_stride, const Panels* panels, int64_t first, int64_t last, float* out,
-            int64_t score_stride) {
+void scores(const float* x, int64_t rows, int64_t row_stride, const Panels* panels, int64_t first, int64_t last,
+            float* out, int64_t score_stride) {
   if (panels->width == kVector) return score_panels<1>(x, rows, row_stride, panels, first, last, out, score_stride);
   if (panels->width == 2 * kVector) return score_panels<2>(x, rows, row_stride, panels, first, last, out, score_stride);
   score_panels<4>(x, rows, row_stride, panels, first, last, out, score_stride);
@@ -99,8 +101,8 @@ void best_lower_bounds(const float* score, const float* slack, const float* slac
   for (int v = 0; v < registers; ++v) store(groups + v * kVector, best[v]);
 }
 
-int64_t collect(const float* score, const float* slack, const float* slack_self, float norm, int64_t count, float threshold,
-                int32_t* hits) {
+int64_t collect(const float* score, const float* slack, const float* slack_self, float norm, int64_t count,
+                float threshold, int32_t* hits) {
   int64_t found = 0;
   const vf limit = splat(threshold);
   for (int64_t i = 0; i < count; i += kVector) {

@@ -1,4 +1,5 @@
-// The streaming kernels: one pass over prediction, clean image and noise, a tile of each at a time in the first-level cache.
+// The streaming kernels: one pass over prediction, clean image and noise, a tile of each at a time in the first-level
+// cache.
 #pragma once
 
 #include "convert.h"
@@ -20,7 +21,8 @@ inline int64_t at(const prunefast_image& image, int64_t sample, int64_t channel,
   return sample * image.stride[0] + channel * image.stride[1] + y * image.stride[2] + x * image.stride[3];
 }
 
-// Calls `body` for runs of at most kTile elements of a chunk. In a flat plan a run is any range of elements, kept in `element`.
+// Calls `body` for runs of at most kTile elements of a chunk. In a flat plan a run is any range of elements, kept in
+// `element`.
 template <typename Body>
 inline void each_run(const ImagePlan& plan, int64_t channels, int64_t begin, int64_t end, Body body) {
   const int64_t height = plan.images.height, width = plan.images.width;
@@ -37,14 +39,16 @@ inline void each_run(const ImagePlan& plan, int64_t channels, int64_t begin, int
   }
 }
 
-inline void load_operand(float* tile, const ImagePlan& plan, const prunefast_image& image, int64_t sample, const Run& run) {
+inline void load_operand(float* tile, const ImagePlan& plan, const prunefast_image& image, int64_t sample,
+                         const Run& run) {
   if (plan.layout == Layout::flat) return load_tile(tile, &image, sample * image.stride[0] + run.element, 1, run.count);
   load_tile(tile, &image, at(image, sample, run.channel, run.y, run.x), image.stride[3], run.count);
 }
 
 inline void store_operand(const float* tile, const ImagePlan& plan, const prunefast_image& image, int64_t sample,
                           const Run& run) {
-  if (plan.layout == Layout::flat) return store_tile(tile, &image, sample * image.stride[0] + run.element, 1, run.count);
+  if (plan.layout == Layout::flat)
+    return store_tile(tile, &image, sample * image.stride[0] + run.element, 1, run.count);
   store_tile(tile, &image, at(image, sample, run.channel, run.y, run.x), image.stride[3], run.count);
 }
 
@@ -71,8 +75,10 @@ inline const float* load_noise(float* tile, const ImagePlan& plan, int64_t sampl
   return tile + skip;
 }
 
-// Sum of squared differences of a tile in sixteen float lanes of at most 64 terms, folded in float64: the same order everywhere.
-inline double tile_loss(float* pred, const float* clean, const float* noise, int64_t count, float a, float b, float scale) {
+// Sum of squared differences of a tile in sixteen float lanes of at most 64 terms, folded in float64: the same order
+// everywhere.
+inline double tile_loss(float* pred, const float* clean, const float* noise, int64_t count, float a, float b,
+                        float scale) {
   float lanes[16] = {0};
   int64_t i = 0;
   for (; i + 16 <= count; i += 16) {

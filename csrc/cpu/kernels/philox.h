@@ -13,8 +13,8 @@ struct Words {
   vw word[4];
 };
 
-// Four words of kSet consecutive quads. Each word sits in a 64-bit lane whose upper half may hold anything: the multiplication
-// ignores it, so nothing is masked until the words are packed.
+// Four words of kSet consecutive quads. Each word sits in a 64-bit lane whose upper half may hold anything: the
+// multiplication ignores it, so nothing is masked until the words are packed.
 inline Words philox(uint64_t first_quad, PhiloxKey key) {
   vw counter0;
   for (int i = 0; i < kSet; ++i) counter0[i] = first_quad + (uint64_t)i;
@@ -45,8 +45,9 @@ inline vf uniform(vu word) {
   return __builtin_convertvector(odd, vf) * 0x1p-24f;
 }
 
-// sqrt(-2 ln u). With u = 2^e m, m in [sqrt(1/2), sqrt(2)): ln u = e ln 2 + 2 atanh(s), s = (m - 1) / (m + 1), |s| < 0.172; the
-// series stops where its next term is below 2e-9 of the sum. Relative error about 2^-23 everywhere: m - 1 is exact near 1.
+// sqrt(-2 ln u). With u = 2^e m, m in [sqrt(1/2), sqrt(2)): ln u = e ln 2 + 2 atanh(s), s = (m - 1) / (m + 1), |s| <
+// 0.172; the series stops where its next term is below 2e-9 of the sum. Relative error about 2^-23 everywhere: m - 1 is
+// exact near 1.
 inline vf radius(vf u) {
   const vi half_root = (vi)splat((uint32_t)0x3F3504F3);
   const vi offset = (vi)u - half_root;
@@ -57,7 +58,8 @@ inline vf radius(vf u) {
   const vf s2 = s * s;
   const vf series = (((1.0f / 9 * s2 + 1.0f / 7) * s2 + 1.0f / 5) * s2 + 1.0f / 3) * s2 * s;
   const vf log_mantissa = 2.0f * (s + series);
-  const vf log = exponent * 0x1.62ep-1f + (log_mantissa + exponent * 0x1.0bfbe8p-15f);  // ln 2 in two parts, the first exact times e
+  const vf log = exponent * 0x1.62ep-1f +
+                 (log_mantissa + exponent * 0x1.0bfbe8p-15f);  // ln 2 in two parts, the first exact times e
   return square_root(-2.0f * log);
 }
 
@@ -71,10 +73,11 @@ inline void turn(vf u, vf* cosine, vf* sine) {
       r * (1.57079632679489662f +
            r2 * (-0.645964097506246254f +
                  r2 * (0.0796926262461670451f + r2 * (-0.00468175413531868810f + r2 * 0.000160441184787359822f))));
-  const vf c = 1.0f + r2 * (-1.23370055013616983f +
-                            r2 * (0.253669507901048014f +
-                                  r2 * (-0.0208634807633529608f +
-                                        r2 * (0.000919260274839426580f + r2 * -0.0000252020423730606054f))));
+  const vf c =
+      1.0f +
+      r2 * (-1.23370055013616983f +
+            r2 * (0.253669507901048014f +
+                  r2 * (-0.0208634807633529608f + r2 * (0.000919260274839426580f + r2 * -0.0000252020423730606054f))));
   const vi swapped = -(q & 1);
   const vi low = (swapped & (vi)s) | (~swapped & (vi)c);
   const vi high = (swapped & (vi)c) | (~swapped & (vi)s);
@@ -112,7 +115,8 @@ inline void each_block(int64_t first_quad, int64_t quads, PhiloxKey key, Store s
 }
 
 void quad_words(uint32_t* out, int64_t first_quad, int64_t quads, PhiloxKey key) {
-  each_block(first_quad, quads, key, [=](int64_t at, vu w0, vu w1, vu w2, vu w3) { store_quads(out + at, w0, w1, w2, w3); });
+  each_block(first_quad, quads, key,
+             [=](int64_t at, vu w0, vu w1, vu w2, vu w3) { store_quads(out + at, w0, w1, w2, w3); });
 }
 
 void quad_uniforms(float* out, int64_t first_quad, int64_t quads, PhiloxKey key) {
@@ -128,7 +132,8 @@ void quad_normals(float* out, int64_t first_quad, int64_t quads, PhiloxKey key) 
     turn(uniform(w1), &cosine0, &sine0);
     turn(uniform(w3), &cosine1, &sine1);
     const vf radius0 = radius(uniform(w0)), radius1 = radius(uniform(w2));
-    store_quads(out + at, (vu)(radius0 * cosine0), (vu)(radius0 * sine0), (vu)(radius1 * cosine1), (vu)(radius1 * sine1));
+    store_quads(out + at, (vu)(radius0 * cosine0), (vu)(radius0 * sine0), (vu)(radius1 * cosine1),
+                (vu)(radius1 * sine1));
   });
 }
 

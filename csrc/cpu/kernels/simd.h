@@ -1,8 +1,9 @@
-// One register type a translation unit, sized by the flags it is compiled with. GCC's vector extensions give the operators;
-// the few instructions they lack are here. Everything lives in an unnamed namespace: no code leaves its translation unit.
+// One register type a translation unit, sized by the flags it is compiled with. GCC's vector extensions give the
+// operators; the few instructions they lack are here. Everything lives in an unnamed namespace: no code leaves its
+// translation unit.
 //
-// The build sets -ffp-contract=off: a fused multiply-add appears only where `fma` is written (the score kernel, whose rounding
-// is covered by the error bound). Everything else gives the same bits on every instruction set.
+// The build sets -ffp-contract=off: a fused multiply-add appears only where `fma` is written (the score kernel, whose
+// rounding is covered by the error bound). Everything else gives the same bits on every instruction set.
 #pragma once
 
 #include <stdint.h>

@@ -1,12 +1,12 @@
-// The kernels that are compiled once an instruction set, and what the partitioning code passes to them. Plain data only:
-// nothing here has a body, so nothing compiled with wide instructions can be picked by the linker for everyone.
+// The kernels that are compiled once an instruction set, and what the partitioning code passes to them. Plain data
+// only: nothing here has a body, so nothing compiled with wide instructions can be picked by the linker for everyone.
 #pragma once
 
 #include "prunefast/prunefast.h"
 
 namespace prunefast {
 
-constexpr int64_t kTile = 1024;  // floats of one operand of an image kernel at a time: all operands stay in the first-level cache
+constexpr int64_t kTile = 1024;       // floats of one operand at a time: all operands stay in the first-level cache
 constexpr int64_t kTilePad = 64 + 4;  // room for whole quads before and after a tile
 constexpr int64_t kScoreGroups = 64;  // disjoint groups of columns whose best lower bounds give the first threshold
 
@@ -42,9 +42,9 @@ struct NoisePlan {
 
 // Rows of y packed in panels: `width` columns side by side for each dimension, starting value -|y|^2 / 2.
 struct Panels {
-  const float* values;    // [panels][columns][width]
-  const float* start;     // [panels * width]; -inf in the padding
-  const float* slack;     // [panels * width], error bound = slack * |x| + slack_self
+  const float* values;  // [panels][columns][width]
+  const float* start;   // [panels * width]; -inf in the padding
+  const float* slack;   // [panels * width], error bound = slack * |x| + slack_self
   const float* slack_self;
   int64_t columns;
   int64_t width;
@@ -61,7 +61,8 @@ struct Kernels {
   double (*loss_chunk)(const LossPlan* plan, int64_t sample, int64_t begin, int64_t end, float a, float b, float scale);
   void (*noise_chunk)(const NoisePlan* plan, int64_t sample, int64_t begin, int64_t end, float alpha, float sigma);
 
-  // rows x `columns` centred values (row_stride floats apart) against panels [first, last): scores (score_stride apart).
+  // rows x `columns` centred values (row_stride floats apart) against panels [first, last): scores (score_stride
+  // apart).
   void (*scores)(const float* x, int64_t rows, int64_t row_stride, const Panels* panels, int64_t first, int64_t last,
                  float* out, int64_t score_stride);
   double (*centre)(const float* x, const float* mean, int64_t columns, float* out);  // out = x - mean; its squared norm

@@ -1,7 +1,7 @@
 /* The native core of prunefast: a flat C interface that knows nothing of Python or torch.
  *
- * Every function takes pointers, int64 sizes and strides (in elements) and memory that the caller allocated, and returns
- * a status. Inputs are never written to. No exception leaves a function. Results do not depend on `threads`.
+ * Every function takes pointers, int64 sizes and strides (in elements) and memory that the caller allocated, and
+ * returns a status. Inputs are never written to. No exception leaves a function. Results do not depend on `threads`.
  */
 #ifndef PRUNEFAST_H
 #define PRUNEFAST_H
@@ -46,11 +46,13 @@ PRUNEFAST_API int32_t prunefast_isa_in_use(void);
 PRUNEFAST_API int32_t prunefast_isa_available(int32_t isa);
 PRUNEFAST_API const char* prunefast_isa_name(int32_t isa); /* null: no such set */
 PRUNEFAST_API int32_t prunefast_has_openmp(void);
-/* Threads that a call asking for `threads` gets: 1 without OpenMP, and 1 in a process forked after the core was loaded. */
+/* Threads that a call asking for `threads` gets: 1 without OpenMP, and 1 in a process forked after the core was loaded.
+ */
 PRUNEFAST_API int32_t prunefast_threads(int32_t threads);
 
-/* Philox-4x32-10; docs/ops/philox.md. out: contiguous [samples, elements], uint32 for words (dtype is not read), float32 for
- * uniforms, any float for normals. Sample i's counter is (element / 4, stream, low and high word of position[i]). */
+/* Philox-4x32-10; docs/ops/philox.md. out: contiguous [samples, elements], uint32 for words (dtype is not read),
+ * float32 for uniforms, any float for normals. Sample i's counter is (element / 4, stream, low and high word of
+ * position[i]). */
 PRUNEFAST_API int32_t prunefast_philox(int32_t kind, void* out, int32_t dtype, int64_t samples, int64_t elements,
                                        uint64_t seed, uint32_t stream, const int64_t* position, int32_t threads);
 
@@ -68,8 +70,8 @@ typedef struct {
 } prunefast_topk_args;
 PRUNEFAST_API int32_t prunefast_topk(const prunefast_topk_args* args);
 
-/* sums[c] += rows of x with label c, added in their order in float64; sums: contiguous [classes, columns], counts: [classes],
- * both set to zero first. */
+/* sums[c] += rows of x with label c, added in their order in float64; sums: contiguous [classes, columns], counts:
+ * [classes], both set to zero first. */
 PRUNEFAST_API int32_t prunefast_class_sums(const float* x, int64_t rows, int64_t columns, int64_t x_row_stride,
                                            const int64_t* labels, int64_t classes, double* sums, int64_t* counts,
                                            int32_t threads);
@@ -81,7 +83,8 @@ typedef struct {
   int32_t dtype;
 } prunefast_image;
 
-/* What add_noise and denoising_loss share. The clean image is mirrored (flip), then cut at (top, left); noise is not. */
+/* What add_noise and denoising_loss share. The clean image is mirrored (flip), then cut at (top, left); noise is not.
+ */
 typedef struct {
   int64_t samples, channels, height, width; /* of the prediction or noisy image */
   int64_t image_height, image_width;        /* of x0 */

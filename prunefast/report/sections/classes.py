@@ -104,9 +104,10 @@ def galleries(
     """Groups to show, a word on what is left out, and the ends of the small charts' common axis."""
     everything = np.arange(coreset.total, dtype=np.int64)
     values = scores.values if scores is not None else None
+    order = values if scores is not None and scores.own else None  # pictures are not ordered by what played no part
     if coreset.labels is None or not coreset.classes or options.gallery_classes == 0:
         cut = find_cut(values, coreset.keep) if scores is not None and scores.own and values is not None else None
-        rows = gallery(everything, coreset.keep, values, options.gallery_images, SEED, cut)
+        rows = gallery(everything, coreset.keep, order, options.gallery_images, SEED, cut)
         return [Group("", len(coreset), coreset.total, rows, None, cut)], "", None
     counts = np.array(list(coreset.counts_per_class().values()), dtype=np.int64)
     present = np.flatnonzero(counts[:, 1])
@@ -121,7 +122,7 @@ def galleries(
             histogram = charts.make_histogram(values[members], coreset.keep[members], 40, limits)
             text = f"Histogram of the {scores.name} of class {short(coreset.classes[label])}"
             chart = charts.small_histogram(histogram, cut.values if cut else [], text)
-        rows = gallery(members, coreset.keep, values, options.gallery_images, SEED, cut)
+        rows = gallery(members, coreset.keep, order, options.gallery_images, SEED, cut)
         name = coreset.classes[label]
         groups.append(Group(name, int(counts[label, 0]), int(counts[label, 1]), rows, chart, cut))
     left_out = len(present) - len(shown)
