@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 try:
-    from prunefast import _native
+    from prunefast import _native  # type: ignore[attr-defined]  # compiled
 except ImportError as error:
     raise ImportError(
         "prunefast's native module is missing: this is a source tree that was not built. "
@@ -97,8 +97,8 @@ def __getattr__(name: str) -> Any:
 class _Package(ModuleType):
     """`prunefast.score` is the function, whoever imported the sub-package of that name before.
 
-    The import system binds every sub-package to its parent's attribute of the same name; for `score`, `select`, `train`,
-    `evaluate` and `report` that would hide the function.
+    The import system binds every sub-package to its parent's attribute of the same name; for `score`, `select`,
+    `train`, `evaluate` and `report` that would hide the function.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -117,11 +117,11 @@ if TYPE_CHECKING:
     from prunefast import data, diffusion, models, ops
     from prunefast.data import open_dataset
     from prunefast.diffusion import DenoisingLoss
-    from prunefast.encode import embed
+    from prunefast.encode import embed  # type: ignore[no-redef]  # mypy takes the module of that name first
     from prunefast.errors import InputError, PrunefastError
-    from prunefast.evaluate import evaluate
+    from prunefast.evaluate import evaluate  # type: ignore[no-redef]
     from prunefast.report import report
     from prunefast.score import score
     from prunefast.select import Coreset, select
     from prunefast.stream import Batch, CoresetLoader, CoresetSampler
-    from prunefast.train import TrainConfig, sample, train
+    from prunefast.train import TrainConfig, sample, train  # type: ignore[no-redef]

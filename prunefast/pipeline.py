@@ -91,7 +91,7 @@ def score_run(
     made = dataclasses.asdict(chosen.make_options(options))
     manifest = {"method": method, "options": made, "per_class": per_class, "seed": seed, "direction": chosen.direction}
     if chosen.needs_features:
-        features = open_features(run.features, data)
+        features: np.ndarray = open_features(run.features, data)
         manifest["features"] = _digest(run.features_manifest)
     else:
         features = np.empty((len(data), 0), np.float32)

@@ -26,7 +26,8 @@ def test_functions_are_not_hidden_by_their_sub_packages(tmp_path: Path) -> None:
     # the import system binds prunefast.score, the sub-package, over prunefast.score, the function
     code = (
         "import prunefast as pf\n"
-        "import prunefast.score.table, prunefast.select.coreset, prunefast.train.config, prunefast.evaluate, prunefast.report\n"
+        "import prunefast.score.table, prunefast.select.coreset, prunefast.train.config\n"
+        "import prunefast.evaluate, prunefast.report\n"
         "pf.Coreset, pf.TrainConfig\n"
         "print([callable(getattr(pf, name)) for name in ('score', 'select', 'train', 'evaluate', 'report')])"
     )

@@ -13,7 +13,7 @@ int threads_for(int32_t wanted, int64_t blocks);  // 1 after a fork, at most one
 
 // body(block, thread) for block in 0 .. blocks - 1. `body` must not throw.
 template <typename Body>
-void parallel_blocks(int64_t blocks, int threads, Body body) {
+void parallel_blocks(int64_t blocks, [[maybe_unused]] int threads, Body body) {
 #if defined(_OPENMP)
   if (threads > 1) {
 #pragma omp parallel num_threads(threads)

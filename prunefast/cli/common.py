@@ -156,8 +156,9 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     )
 
 
-TRAINING_FLAGS = ("model", "images", "batch_size", "lr", "process", "prediction", "weighting", "precision", "flip")
-TRAINING_FLAGS += ("compile", "seed", "image_size", "device")
+# arguments that are keys of TrainConfig by the same name
+TRAINING_FLAGS = ["model", "images", "batch_size", "lr", "process", "prediction", "weighting", "precision", "flip"]
+TRAINING_FLAGS += ["compile", "seed", "image_size", "device"]
 
 
 def training(options: argparse.Namespace, *, out: str, data: "ImageDataset") -> "TrainConfig":

@@ -21,9 +21,9 @@ ARMS: dict[str, tuple[str, dict[str, Any]] | None] = {
     "clusters": ("clusters", {"k": 20, "quota": "equal"}),
 }
 # Digits are not mirrored: a mirrored 2 is no digit. Small batches: in a run this short the number of steps counts.
-TRAINING = {"model": "unet-tiny", "batch_size": 64, "lr": 2e-3, "warmup_images": 2_000, "flip": False}
+TRAINING: dict[str, Any] = {"model": "unet-tiny", "batch_size": 64, "lr": 2e-3, "warmup_images": 2_000, "flip": False}
 SAMPLES = 1_000
-SAMPLING = {"sampler": "ddim", "steps": 20, "batch_size": 250}
+SAMPLING: dict[str, Any] = {"sampler": "ddim", "steps": 20, "batch_size": 250}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

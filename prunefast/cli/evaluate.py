@@ -1,5 +1,6 @@
 import argparse
 from pathlib import Path
+from typing import Any
 
 from prunefast.cli import common
 
@@ -30,7 +31,7 @@ def main(options: argparse.Namespace) -> int:
     else:
         reference = open_dataset(options.reference, progress=show, **common.data_options(options))
     coreset = Coreset.load(options.coreset, reference) if options.coreset else None
-    chosen = {} if options.metric == "features" else {"metrics": ("inception",)}
+    chosen: dict[str, Any] = {} if options.metric == "features" else {"metrics": ("inception",)}
     result = evaluate(
         Path(options.samples),
         reference,

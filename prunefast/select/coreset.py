@@ -34,10 +34,14 @@ _COLUMNS = {
 class LabelledData(Protocol):
     """The part of a data set that a selection looks at; `prunefast.data.ImageDataset` is one."""
 
-    labels: Any  # int64 [N], or None: no classes
-    keys: Any  # N texts
-    classes: Any  # names of the classes
-    fingerprint: Any  # hex
+    @property
+    def labels(self) -> Any: ...  # int64 [N], or None: no classes
+    @property
+    def keys(self) -> Any: ...  # N texts
+    @property
+    def classes(self) -> Any: ...  # names of the classes
+    @property
+    def fingerprint(self) -> Any: ...  # hex
 
     def __len__(self) -> int: ...
 

@@ -1,13 +1,14 @@
 """Dispatch: what is said to run does run, PRUNEFAST_ISA is obeyed, and every instruction set gives the same bits."""
 
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from prunefast import ops
+from prunefast import _native, ops
 
 # Everything that promises the same bits on every instruction set: random numbers, noising, loss and gradient, distances
 # of real-valued data (certified, so decided by float64 sums of one order) and clusters.
@@ -53,6 +54,20 @@ def test_every_instruction_set_gives_the_same_bits():
     for isa, (used, _) in results.items():
         assert used == isa
     assert len({digest for _, digest in results.values()}) == 1, results
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
+def test_only_the_c_interface_is_visible():
+    listing = subprocess.run(
+        ["nm", "-D", "--defined-only", _native.__file__], capture_output=True, text=True, check=True
+    )
+    names = {line.split()[-1] for line in listing.stdout.splitlines()}
+    assert "PyInit__native" in names
+    assert {name for name in names if not name.startswith("prunefast_")} == {"PyInit__native"}
+    needed = subprocess.run(
+        ["nm", "-D", "--undefined-only", _native.__file__], capture_output=True, text=True, check=True
+    )
+    assert not any(word in needed.stdout for word in ("c10", "torch", "at::"))
 
 
 def test_an_unknown_set_is_ignored():
