@@ -23,7 +23,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]] | None] = {
 # Digits are not mirrored: a mirrored 2 is no digit. Small batches: in a run this short the number of steps counts.
 TRAINING: dict[str, Any] = {"model": "unet-tiny", "batch_size": 64, "lr": 2e-3, "warmup_images": 2_000, "flip": False}
 SAMPLES = 1_000
-SAMPLING: dict[str, Any] = {"sampler": "ddim", "steps": 20, "batch_size": 250}
+SAMPLING: dict[str, Any] = {"sampler": "heun", "steps": 16, "batch_size": 250}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
