@@ -19,8 +19,11 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from prunefast.waiting import waiting_asleep
+
 try:
-    from prunefast import _native  # type: ignore[attr-defined]  # compiled
+    with waiting_asleep():
+        from prunefast import _native  # type: ignore[attr-defined]  # compiled
 except ImportError as error:
     raise ImportError(
         "prunefast's native module is missing: this is a source tree that was not built. "

@@ -7,6 +7,10 @@ from types import ModuleType
 
 import pytest
 
+from prunefast.waiting import wait_asleep
+
+wait_asleep()  # before the first test imports torch: the suite runs on shared machines too
+
 # The real data lies beside the checkout (or where PRUNEFAST_TEST_DATA says); it is not part of the repository.
 DATA_FOLDER = Path(os.environ.get("PRUNEFAST_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -1,10 +1,12 @@
 """The package as a whole: what it exports, what its import costs, and how it fails where it was not built."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import prunefast
+from prunefast import waiting
 
 HEAVY = ["sklearn", "transformers", "diffusers", "timm", "torchvision", "triton", "scipy", "pandas", "matplotlib"]
 
@@ -55,9 +57,23 @@ def test_a_source_tree_without_its_native_module_says_so(tmp_path: Path) -> None
     source = Path(prunefast.__file__).read_text()
     (tmp_path / "prunefast").mkdir()
     (tmp_path / "prunefast" / "__init__.py").write_text(source)
+    (tmp_path / "prunefast" / "waiting.py").write_text(Path(waiting.__file__).read_text())
     # -S: no site-packages, so that nothing but the copy can be found
     result = python("import prunefast", "-S", cwd=tmp_path)
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: prunefast's native module is missing")
     assert "pip install" in last
+
+
+def test_import_leaves_the_environment_alone(tmp_path: Path) -> None:
+    code = "import os; before = dict(os.environ); import prunefast; print(dict(os.environ) == before)"
+    assert python(code, cwd=tmp_path).stdout.strip() == "True"
+
+
+def test_commands_let_threads_sleep_unless_told_otherwise(tmp_path: Path) -> None:
+    code = "import os, prunefast.cli; prunefast.cli.main(['doctor', '--quiet']); print(os.environ['OMP_WAIT_POLICY'])"
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    assert python(code, cwd=tmp_path, env=environment).stdout.strip() == "PASSIVE"
+    told = environment | {"OMP_WAIT_POLICY": "ACTIVE"}
+    assert python(code, cwd=tmp_path, env=told).stdout.strip() == "ACTIVE"

@@ -13,6 +13,7 @@ from typing import NoReturn
 import prunefast
 from prunefast.errors import PrunefastError
 from prunefast.files import explain_os_error
+from prunefast.waiting import wait_asleep
 
 # command -> one line of help, in the order of the work
 COMMANDS = {
@@ -65,6 +66,7 @@ def _one_line(error: BaseException) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (0; 2 for bad input; 1 for a failing machine; 130 interrupted)."""
+    wait_asleep()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = next((word for word in arguments if not word.startswith("-")), None)
     options = build_parser(command).parse_args(arguments)

@@ -189,9 +189,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "images": 102_400_000,
         "status_every_images": 50_000,
     },
-    # Minutes on a few CPU cores: small batches, because at 10^4 - 10^5 images the number of steps is what is short; flow
-    # matching and no dropout, because they get further in so few (30 s on scikit-learn's digits, precision / recall of
-    # the samples: eps 0.28 / 0.72, v 0.34 / 0.64, flow 0.48 / 0.73); a longer share of a short run in the average.
+    # Minutes on a few CPU cores: small batches, because at 10^4 - 10^5 images the number of steps is what is short;
+    # flow matching and no dropout, because they get further in so few (30 s on scikit-learn's digits, precision /
+    # recall of the samples: eps 0.28 / 0.72, v 0.34 / 0.64, flow 0.48 / 0.73); and a larger share of them averaged.
     "cpu": {
         "model": "unet-tiny",
         "process": "flow",
