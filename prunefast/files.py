@@ -2,11 +2,14 @@
 
 import contextlib
 import errno
+import fcntl
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,8 @@ def explain_os_error(error: OSError, path: Path) -> Exception:
         return MachineError(f"{path}: no space left on the disk; free some or choose another output folder")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return InputError(f"{path}: cannot be written ({error.strerror}); choose a folder you may write to")
+    if error.errno == errno.EISDIR:
+        return InputError(f"{path}: is a folder where a file is needed; remove it or choose another name")
     if error.errno == errno.ENOTDIR:
         return InputError(f"{path}: a file stands where a folder is needed; choose another output folder")
     if isinstance(error, MachineError | InputError):
@@ -109,7 +114,16 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """`value` with null for NaN and infinity, which JSON does not have and strict readers refuse."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(entry) for key, entry in value.items()}
+    return [finite(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -118,8 +132,12 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: is not readable JSON ({error}); delete it and run the step again") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:  # RecursionError: brackets nested by the thousand
+        raise InputError(
+            f"{path}: is not readable JSON ({error}); if prunefast wrote it, delete it and run the step again"
+        ) from None
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
@@ -131,10 +149,58 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
             path.unlink(missing_ok=True)
 
 
+def remove_folder(folder: str | os.PathLike[str]) -> None:
+    """Delete a folder at once: a process killed in the middle leaves a temporary name, never half a folder."""
+    folder = Path(folder)
+    doomed = folder.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    try:
+        os.replace(folder, doomed)
+    except OSError as error:
+        raise explain_os_error(error, folder) from None
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def lock_folder(folder: str | os.PathLike[str], work: str) -> Iterator[None]:
+    """Hold `folder` (which exists) for one process; the system lets go of it when that ends, however it ends.
+
+    InputError where another process holds it; `work` says what it is doing there. The lock is on the folder itself:
+    nothing is written, and it goes with nothing that is copied.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise explain_os_error(error, Path(folder)) from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{folder}: another process is {work} there; wait for it or choose another folder"
+            ) from None
+        except OSError:
+            pass  # a file system without locks: go on without
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def folder_names(classes: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
+    """A folder name for each class: the class name where it is one (and not `taken`), and no path out of the folder."""
+    names: list[str] = []
+    for number, name in enumerate(classes):
+        plain = "".join("_" if c in '/\\:*?"<>|' or ord(c) < 32 else c for c in name).strip(" .")
+        free = plain and plain not in names and plain not in taken
+        names.append(plain if free else f"{plain or 'class'}-{number}")
+    return names
+
+
 class RunFolder:
     """Names of the files of a run (design: "Files out"). Creating the object touches nothing on disk."""
 
     def __init__(self, path: str | os.PathLike[str]):
+        if not os.fspath(path):  # an unset shell variable, most likely: not a wish for the working directory
+            raise InputError("the run folder has an empty name; name it, or give . for the working directory")
         self.path = Path(path)
         self.items = self.path / "items.parquet"
         self.features = self.path / "features.npy"

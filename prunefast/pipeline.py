@@ -4,11 +4,11 @@ Every step looks first at what lies in the folder. Where the same work is done a
 ``repeated=True``; where an option or an earlier step changed, the work is done again.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import os
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,18 @@ from prunefast.data import ImageDataset, open_dataset, open_run_dataset
 from prunefast.encode import embed, open_features
 from prunefast.errors import InputError
 from prunefast.evaluate import Evaluation, evaluate
-from prunefast.files import RunFolder, make_folder, read_json, remove_leftovers
+from prunefast.files import RunFolder, lock_folder, make_folder, read_json, remove_folder, remove_leftovers
 from prunefast.progress import format_seconds
 from prunefast.report import report
 from prunefast.score import METHODS, score
+from prunefast.score.features import check_features
 from prunefast.score.parquet_file import to_json
 from prunefast.score.table import load_manifests, load_scores, save_scores
 from prunefast.select import Coreset, select
-from prunefast.select.selection import SELECTIONS
+from prunefast.select.selection import check_selection
 from prunefast.train import TrainConfig, sample, train
-from prunefast.train.sample import PROTOCOL_FILE
+from prunefast.train.sample import PROTOCOL_FILE, check_sampling
+from prunefast.train.setup import check_training
 from prunefast.train.state import list_checkpoints
 
 # Clusters spread the budget over the data by themselves; the others choose inside each class where there are classes.
@@ -56,18 +58,65 @@ def open_run(
     """
     if source is not None:
         data = open_dataset(source, progress=progress, **options)
-        if not run.items.exists():
+        if not run.items.exists() or not _has_results(run):  # data that was repaired after a first try failed
             make_folder(run.path)
-            remove_leftovers(run.path)
             data.save_items(run.items)
             return data
     elif not run.items.exists():
-        raise InputError(f"{run.path}: holds no run (no items.parquet); start one: prunefast embed DATA -o {run.path}")
+        raise _no_run(run)
     recorded = open_run_dataset(run.items)
     if source is not None and (data.fingerprint, data.image_size) != (recorded.fingerprint, recorded.image_size):
         here, there = (f"{d.path} ({len(d):,} images, size {d.image_size or 'as stored'})" for d in (recorded, data))
         raise InputError(f"{run.path}: is a run on {here}, not on {there}; choose another -o folder")
     return recorded
+
+
+def _has_results(run: RunFolder) -> bool:
+    """Whether anything in the run depends on its data."""
+    return any(path.exists() for path in (run.features, run.scores, run.coreset, run.train, run.samples, run.metrics))
+
+
+@contextlib.contextmanager
+def writing(run: RunFolder, *, new: bool = False) -> Iterator[None]:
+    """Hold the run for one process, without what a killed one left unfinished. `new`: it need not exist before."""
+    existed = run.path.exists()
+    if not existed and not new:
+        raise _no_run(run)
+    try:
+        with lock_folder(make_folder(run.path), "working"):
+            remove_leftovers(run.path)
+            yield
+    finally:
+        if not existed:
+            with contextlib.suppress(OSError):
+                run.path.rmdir()  # still empty: nothing came of it
+
+
+def _no_run(run: RunFolder) -> InputError:
+    return InputError(f"{run.path}: holds no run (no items.parquet); start one: prunefast embed DATA -o {run.path}")
+
+
+def check_run(
+    data: ImageDataset,
+    config: TrainConfig,
+    method: str,
+    *,
+    budget: Mapping[str, Any],
+    per_class: bool | None,
+    seed: int,
+    options: Mapping[str, Any],
+    sampling: Mapping[str, Any],
+) -> None:
+    """Raise now what the steps of a run would raise one after the other, hours of work in between."""
+    check_selection(data, method, per_class=_per_class(data, method, budget, per_class), seed=seed, **budget, **options)
+    check_training(config, data)
+    check_sampling(config.process, **sampling)
+
+
+def _per_class(data: ImageDataset, method: str, budget: Mapping[str, Any], per_class: bool | None) -> bool:
+    if per_class is not None:
+        return per_class
+    return data.labels is not None and method not in GLOBAL_METHODS and "threshold" not in budget
 
 
 def embed_run(run: RunFolder, data: ImageDataset, *, progress: bool = False, **options: Any) -> Outcome:
@@ -91,7 +140,7 @@ def score_run(
     made = dataclasses.asdict(chosen.make_options(options))
     manifest = {"method": method, "options": made, "per_class": per_class, "seed": seed, "direction": chosen.direction}
     if chosen.needs_features:
-        features: np.ndarray = open_features(run.features, data)
+        features: np.ndarray = _open_finite(run, data)
         manifest["features"] = _digest(run.features_manifest)
     else:
         features = np.empty((len(data), 0), np.float32)
@@ -102,6 +151,17 @@ def score_run(
         save_scores(run.scores, data, method, values, manifest)
     kind = "per class" if per_class and chosen.uses_classes else "over all images"
     return Outcome(f"{len(data):,} scores, {method}, {kind}", manifest, repeated)
+
+
+def _open_finite(run: RunFolder, data: ImageDataset) -> np.ndarray:
+    """The features of the run. `embed` takes a finished file as it is, so a damaged one has to go first."""
+    features = open_features(run.features, data)
+    try:
+        check_features(features)
+    except InputError as error:
+        reason = str(error).partition(";")[0].removeprefix("features: ")
+        raise InputError(f"{run.features}: {reason}; delete the file and embed again") from None
+    return features
 
 
 def select_run(
@@ -121,13 +181,9 @@ def select_run(
     "gaussian" without options uses its column of scores.parquet, scoring first where there is none. A coreset that a
     model was trained on is not replaced by another one.
     """
-    if method not in SELECTIONS and method not in METHODS:
-        raise InputError(
-            f"method: {method!r} is not a selection; there are {', '.join(sorted({*SELECTIONS, *METHODS}))}"
-        )
     path = coreset_path or run.coreset
-    if per_class is None:
-        per_class = data.labels is not None and method not in GLOBAL_METHODS and "threshold" not in budget
+    per_class = _per_class(data, method, budget, per_class)
+    check_selection(data, method, per_class=per_class, seed=seed, **budget, **options)
     request: dict[str, Any] = {"method": method, "per_class": per_class, "seed": seed, "budget": dict(budget)}
     request |= {"options": options, "forced": {key: sorted(map(int, value)) for key, value in (forced or {}).items()}}
     arguments: dict[str, Any] = {**(forced or {}), **options}
@@ -136,7 +192,7 @@ def select_run(
         arguments["scores"] = load_scores(run.scores, method, data)
         request["scores"] = load_manifests(run.scores, data)[method]
     elif method != "random":
-        arguments["features"] = open_features(run.features, data)
+        arguments["features"] = _open_finite(run, data)
         request["features"] = _digest(run.features_manifest)
     repeated = path.exists() and _agrees(Coreset.load(path, data).manifest.get("request"), request)
     if repeated:
@@ -173,7 +229,7 @@ def sample_run(folder: Path, n: int, out: Path | None = None, *, progress: bool 
     target = out or folder / "samples"
     protocol = target / PROTOCOL_FILE
     if out is None and protocol.exists() and not _same_checkpoint(folder, target):
-        shutil.rmtree(target)
+        remove_folder(target)
     before = _digest(protocol) if protocol.exists() else None
     sample(folder, n, out=target, progress=progress, **options)
     return Outcome(f"{n:,} samples in {target}", {"n": n, "folder": str(target)}, repeated=_digest(protocol) == before)
@@ -182,8 +238,11 @@ def sample_run(folder: Path, n: int, out: Path | None = None, *, progress: bool 
 def _same_checkpoint(folder: Path, samples: Path) -> bool:
     """Whether `samples` came from the newest checkpoint of `folder`."""
     newest = list_checkpoints(folder / "train")[:1]
-    recorded = read_json(samples / PROTOCOL_FILE)["protocol"].get("checkpoint")
-    return bool(newest) and read_json(newest[0] / "state.json").get("digest") == recorded
+    record = read_json(samples / PROTOCOL_FILE)
+    protocol = record.get("protocol") if isinstance(record, dict) else None
+    if not isinstance(protocol, dict):
+        raise InputError(f"{samples / PROTOCOL_FILE}: is no record of samples; delete {samples} to sample again")
+    return bool(newest) and read_json(newest[0] / "state.json").get("digest") == protocol.get("checkpoint")
 
 
 def evaluate_run(

@@ -1,13 +1,17 @@
 """The command line: one file a command, found by name in `COMMANDS` and imported only when it is called."""
 
 import argparse
+import contextlib
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 import prunefast
@@ -36,7 +40,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        print(f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(2)
 
 
@@ -64,12 +68,45 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def _stopped(error: KeyboardInterrupt) -> str:
+    return _one_line(error) if str(error) else "interrupted; the same command goes on"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (0; 2 for bad input; 1 for a failing machine; 130 interrupted)."""
     wait_asleep()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = next((word for word in arguments if not word.startswith("-")), None)
     options = build_parser(command).parse_args(arguments)
+    with _termination_as_interrupt():
+        return _call(options)
+
+
+@contextlib.contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does, so that it tidies up; training has a handler of its own inside."""
+
+    def interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt(f"{signal.Signals(number).name}: interrupted; the same command goes on")
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield  # signals reach the main thread only, and whoever set a handler wants that one
+        return
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The Ctrl-C that `error` wraps, if one does: imports that are interrupted may end in any other error."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _call(options: argparse.Namespace) -> int:
     warnings.showwarning = lambda message, *_args, **_kwargs: print(f"note: {_one_line(message)}", file=sys.stderr)
     warnings.simplefilter("default", UserWarning)
     try:
@@ -79,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status, line = error.exit_status, f"error: {_one_line(error)}"
     except KeyboardInterrupt as error:
         failure = error
-        status, line = INTERRUPTED, _one_line(error) if str(error) else "interrupted; the same command goes on"
+        status, line = INTERRUPTED, _stopped(error)
     except BrokenPipeError:
         # the reader of our output left (| head); Python would complain once more when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -92,6 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # a defect of ours: one line all the same
         failure, status = error, 1
         line = f"error: internal error: {type(error).__name__}: {_one_line(error)} (--debug shows the traceback)"
+        if (interrupt := _interrupt_behind(error)) is not None:
+            status, line = INTERRUPTED, _stopped(interrupt)
     if options.debug:
         traceback.print_exception(failure)
     print(f"prunefast {options.command}: {line}", file=sys.stderr)

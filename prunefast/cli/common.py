@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from prunefast.errors import InputError
+from prunefast.files import finite
 
 if TYPE_CHECKING:
     from prunefast.data import ImageDataset
@@ -32,6 +33,9 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def device(options: argparse.Namespace) -> str | None:
+    from prunefast.train.step import pick_device
+
+    pick_device(options.device)  # an encoder that runs on the CPU anyway would not look at it
     return None if options.device == "auto" else options.device
 
 
@@ -91,7 +95,19 @@ def add_method_options(parser: argparse.ArgumentParser) -> None:
 
 
 def method_options(options: argparse.Namespace) -> dict[str, Any]:
-    return key_values("--option", options.option)
+    """The options of --method. Only names that the method has: another one could be an argument of ours."""
+    from prunefast.score import METHODS
+    from prunefast.score.options import make_options
+    from prunefast.select.selection import SELECTIONS
+
+    given = key_values("--option", options.option)
+    if options.command == "score":
+        kind = METHODS[options.method].options if options.method in METHODS else None
+    else:
+        kind = SELECTIONS.get(options.method)
+    if kind is not None:  # a method that does not exist is said by the step itself
+        make_options(kind, options.method, given)
+    return given if kind is not None else {}
 
 
 def key_values(flag: str, words: list[str]) -> dict[str, Any]:
@@ -173,7 +189,11 @@ def training(options: argparse.Namespace, *, out: str, data: "ImageDataset") -> 
     values = {name: value for name, value in values.items() if value is not None}
     if options.minutes is not None:
         values["max_seconds"] = 60.0 * options.minutes
-    values |= key_values("--set", options.set)
+    more = key_values("--set", options.set)
+    for key in ("out", "data", "split"):
+        if key in more:
+            raise InputError(f"--set {key}: has an argument of its own (-o, --data, --split); use that")
+    values |= more
     values |= {"out": out, "data": data.path or None, "split": data.split}
     if options.config:
         return TrainConfig.load(options.config, **values)
@@ -234,7 +254,7 @@ def say(options: argparse.Namespace, text: object) -> None:
 def finish(options: argparse.Namespace, facts: dict[str, Any]) -> int:
     """The machine-readable line, last, where it was asked for. Returns the exit status 0."""
     if options.json:
-        print(json.dumps(facts, default=str), flush=True)
+        print(json.dumps(finite(facts), default=str, allow_nan=False), flush=True)
     return 0
 
 

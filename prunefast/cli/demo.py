@@ -41,34 +41,39 @@ def main(options: argparse.Namespace) -> int:
     started = time.monotonic()
     run = RunFolder(options.out)
     show = common.show_progress(options)
-    data = pipeline.open_run(run, write_digits(run.path / "digits.npz"))
-    common.say(options, common.describe(data))
-    common.say(options, f"embed: {pipeline.embed_run(run, data, encoder='pixels', progress=show)}")
-    common.say(options, f"score: {pipeline.score_run(run, data, 'gaussian')}")
+    with pipeline.writing(run, new=True):
+        data = pipeline.open_run(run, write_digits(run.path / "digits.npz"))
+        common.say(options, common.describe(data))
+        common.say(options, f"embed: {pipeline.embed_run(run, data, encoder='pixels', progress=show)}")
+        common.say(options, f"score: {pipeline.score_run(run, data, 'gaussian')}")
 
-    rows = []
-    arms = {name: run.path / name for name in ARMS}
-    for name, choice in ARMS.items():
-        arm = RunFolder(make_folder(arms[name]))
-        if choice is None:
-            coreset = Coreset.full(data)
-            if not arm.coreset.exists():
-                coreset.save(arm.coreset)
-        else:
-            method, method_options = choice
-            pipeline.select_run(run, data, method, coreset_path=arm.coreset, budget={"keep": KEEP}, **method_options)
-            coreset = Coreset.load(arm.coreset, data)
-        config = TrainConfig.from_preset("cpu", **TRAINING, images=None, max_seconds=options.seconds, out=str(arm.path))
-        trained = pipeline.train_run(config, data, coreset, progress=show)
-        common.say(options, f"{name}: trained: {trained}")
-        pipeline.sample_run(arm.path, SAMPLES, progress=show, **SAMPLING)
-        evaluated = pipeline.evaluate_run(
-            arm.samples, data, arm.metrics, coreset=coreset, encoder="pixels", progress=show
-        )
-        rows.append({"arm": name, "kept": len(coreset), **_numbers(trained.facts, evaluated.facts["metrics"])})
-    page = pipeline.report_run(run, arms=arms, title="prunefast demo: handwritten digits")
-    common.say(options, f"\n{table(rows)}\nreport: {page} ({time.monotonic() - started:.0f} s in all)")
-    return common.finish(options, {"rows": rows, **page.facts})
+        rows = []
+        arms = {name: run.path / name for name in ARMS}
+        for name, choice in ARMS.items():
+            arm = RunFolder(make_folder(arms[name]))
+            if choice is None:
+                coreset = Coreset.full(data)
+                if not arm.coreset.exists():
+                    coreset.save(arm.coreset)
+            else:
+                method, method_options = choice
+                pipeline.select_run(
+                    run, data, method, coreset_path=arm.coreset, budget={"keep": KEEP}, **method_options
+                )
+                coreset = Coreset.load(arm.coreset, data)
+            config = TrainConfig.from_preset(
+                "cpu", **TRAINING, images=None, max_seconds=options.seconds, out=str(arm.path)
+            )
+            trained = pipeline.train_run(config, data, coreset, progress=show)
+            common.say(options, f"{name}: trained: {trained}")
+            pipeline.sample_run(arm.path, SAMPLES, progress=show, **SAMPLING)
+            evaluated = pipeline.evaluate_run(
+                arm.samples, data, arm.metrics, coreset=coreset, encoder="pixels", progress=show
+            )
+            rows.append({"arm": name, "kept": len(coreset), **_numbers(trained.facts, evaluated.facts["metrics"])})
+        page = pipeline.report_run(run, arms=arms, title="prunefast demo: handwritten digits")
+        common.say(options, f"\n{table(rows)}\nreport: {page} ({time.monotonic() - started:.0f} s in all)")
+        return common.finish(options, {"rows": rows, **page.facts})
 
 
 def write_digits(path: Path) -> Path:

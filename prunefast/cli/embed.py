@@ -24,15 +24,16 @@ def main(options: argparse.Namespace) -> int:
         data = open_dataset(options.data, progress=show, **common.data_options(options))
         common.say(options, f"{common.describe(data)}\nwould write features of {options.encoder} to {run.features}")
         return common.finish(options, {"dry_run": True, "images": len(data), "encoder": options.encoder})
-    data = pipeline.open_run(run, options.data, progress=show, **common.data_options(options))
-    common.say(options, common.describe(data))
-    outcome = pipeline.embed_run(
-        run,
-        data,
-        progress=show,
-        batch_size=options.batch_size,
-        device=common.device(options),
-        **common.encoder_options(options),
-    )
-    common.say(options, outcome)
-    return common.finish(options, outcome.facts)
+    with pipeline.writing(run, new=True):
+        data = pipeline.open_run(run, options.data, progress=show, **common.data_options(options))
+        common.say(options, common.describe(data))
+        outcome = pipeline.embed_run(
+            run,
+            data,
+            progress=show,
+            batch_size=options.batch_size,
+            device=common.device(options),
+            **common.encoder_options(options),
+        )
+        common.say(options, outcome)
+        return common.finish(options, outcome.facts)

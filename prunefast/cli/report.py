@@ -10,12 +10,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    from prunefast import pipeline
     from prunefast.files import RunFolder
     from prunefast.report import report
 
-    run = RunFolder(options.run)
-    pipeline.open_run(run)
-    path = report(run, out=options.out, title=options.title)
+    path = report(RunFolder(options.run), out=options.out, title=options.title)
     common.say(options, f"report: {path}")
     return common.finish(options, {"report": str(path)})

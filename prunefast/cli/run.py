@@ -1,7 +1,13 @@
 import argparse
+from typing import TYPE_CHECKING, Any
 
 from prunefast.cli import common
 from prunefast.errors import InputError
+
+if TYPE_CHECKING:
+    from prunefast.data import ImageDataset
+    from prunefast.files import RunFolder
+    from prunefast.train import TrainConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +26,6 @@ def main(options: argparse.Namespace) -> int:
     from prunefast import pipeline
     from prunefast.data import open_dataset
     from prunefast.files import RunFolder
-    from prunefast.select import Coreset
 
     run = RunFolder(options.out)
     show = common.show_progress(options)
@@ -33,15 +38,33 @@ def main(options: argparse.Namespace) -> int:
     if options.dry_run:
         data = open_dataset(options.data, progress=show, **common.data_options(options))
         config = common.training(options, out=str(run.path), data=data)
+        _check(options, data, config, budget, method_options, sampling)
         plan = (
             f"would embed with {options.encoder}, keep {budget} by {options.method}, sample {options.samples:,} images"
         )
         common.say(options, f"{common.describe(data)}\n{plan}\n{common.describe_training(config)}")
         return common.finish(options, {"dry_run": True, "images": len(data), "config": config.to_dict()})
 
+    with pipeline.writing(run, new=True):
+        return _run(options, run, show, device, budget, method_options, sampling)
+
+
+def _run(
+    options: argparse.Namespace,
+    run: "RunFolder",
+    show: bool,
+    device: str | None,
+    budget: dict[str, Any],
+    method_options: dict[str, Any],
+    sampling: dict[str, Any],
+) -> int:
+    from prunefast import pipeline
+    from prunefast.select import Coreset
+
     data = pipeline.open_run(run, options.data, progress=show, **common.data_options(options))
     common.say(options, common.describe(data))
-    config = common.training(options, out=str(run.path), data=data)  # a wrong key is said now, not after an hour
+    config = common.training(options, out=str(run.path), data=data)
+    _check(options, data, config, budget, method_options, sampling)
     facts = {}
 
     def done(step: str, outcome: pipeline.Outcome) -> None:
@@ -70,3 +93,26 @@ def main(options: argparse.Namespace) -> int:
     done("evaluate", evaluated)
     done("report", pipeline.report_run(run))
     return common.finish(options, facts)
+
+
+def _check(
+    options: argparse.Namespace,
+    data: "ImageDataset",
+    config: "TrainConfig",
+    budget: dict[str, Any],
+    method_options: dict[str, Any],
+    sampling: dict[str, Any],
+) -> None:
+    """What is wrong with any step is said now, not after an hour."""
+    from prunefast import pipeline
+
+    pipeline.check_run(
+        data,
+        config,
+        options.method,
+        budget=budget,
+        per_class=options.per_class,
+        seed=options.select_seed,
+        options=method_options,
+        sampling=sampling,
+    )

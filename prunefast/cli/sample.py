@@ -23,7 +23,7 @@ def main(options: argparse.Namespace) -> int:
         options.n,
         Path(options.out),
         progress=common.show_progress(options),
-        labels=int(label) if label is not None and label.isdigit() else label,
+        labels=int(label) if label is not None and label.isascii() and label.isdigit() else label,
         ema=not options.raw_weights,
         device=options.device,
         **common.sampling(options),

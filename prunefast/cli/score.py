@@ -18,9 +18,10 @@ def main(options: argparse.Namespace) -> int:
     from prunefast.files import RunFolder
 
     run = RunFolder(options.run)
-    data = pipeline.open_run(run)
-    outcome = pipeline.score_run(
-        run, data, options.method, per_class=options.per_class, seed=options.seed, **common.method_options(options)
-    )
-    common.say(options, f"{outcome}\nhigher = keep: {outcome.facts['direction']}")
-    return common.finish(options, outcome.facts)
+    with pipeline.writing(run):
+        data = pipeline.open_run(run)
+        outcome = pipeline.score_run(
+            run, data, options.method, per_class=options.per_class, seed=options.seed, **common.method_options(options)
+        )
+        common.say(options, f"{outcome}\nhigher = keep: {outcome.facts['direction']}")
+        return common.finish(options, outcome.facts)

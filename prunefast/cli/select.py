@@ -17,18 +17,19 @@ def main(options: argparse.Namespace) -> int:
 
     run = RunFolder(options.run)
     budget = common.budget(options)
-    data = pipeline.open_run(run)
-    path = Path(options.out) if options.out else run.coreset
-    outcome = pipeline.select_run(
-        run,
-        data,
-        options.method,
-        coreset_path=path,
-        per_class=options.per_class,
-        seed=options.select_seed,
-        budget=budget,
-        **common.method_options(options),
-    )
-    common.say(options, Coreset.load(path, data).summary())
-    common.say(options, f"coreset: {path}" + (" (was there already)" if outcome.repeated else ""))
-    return common.finish(options, outcome.facts | {"coreset": str(path)})
+    with pipeline.writing(run):
+        data = pipeline.open_run(run)
+        path = Path(options.out) if options.out else run.coreset
+        outcome = pipeline.select_run(
+            run,
+            data,
+            options.method,
+            coreset_path=path,
+            per_class=options.per_class,
+            seed=options.select_seed,
+            budget=budget,
+            **common.method_options(options),
+        )
+        common.say(options, Coreset.load(path, data).summary())
+        common.say(options, f"coreset: {path}" + (" (was there already)" if outcome.repeated else ""))
+        return common.finish(options, outcome.facts | {"coreset": str(path)})

@@ -39,7 +39,7 @@ from prunefast.progress import progress as show_progress
 FORMAT_VERSION = 1  # of the table and of the rules that fill it; a table of another version is built again
 METADATA_KEY = b"prunefast"
 DIGEST_KEY = b"prunefast-digest"  # parquet checks its pages, not its metadata
-FIX = "replace or delete it, or open with on_error='skip'"
+FIX = "replace or delete it, or open with on_error='skip' (--on-error skip)"
 _CHUNK = 256  # images a task looks at: tasks stay short, their overhead small
 
 SCHEMA = pa.schema(
@@ -356,6 +356,8 @@ def save_table(path: str | os.PathLike[str], table: pa.Table, info: TableInfo) -
 
 def load_table(path: str | os.PathLike[str]) -> tuple[pa.Table, TableInfo]:
     """Read a table back; `InputError` where the file is missing, broken or of another version."""
+    if os.path.isdir(path):
+        raise InputError(f"{path}: is a folder where a file is needed; remove it")
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such file")
     try:
@@ -374,7 +376,8 @@ def load_table(path: str | os.PathLike[str]) -> tuple[pa.Table, TableInfo]:
         raise
     except Exception as error:  # parquet readers fail on hostile bytes in many ways
         raise InputError(
-            f"{path}: is not an item table ({' '.join(str(error).split())[:120]}); make it again"
+            f"{path}: is not an item table ({' '.join(str(error).split())[:120]}); delete it, and the same "
+            "command makes it again"
         ) from None
     return table, info
 

@@ -34,7 +34,7 @@ class FeatureFile:
         if self.path.suffix != ".npy":
             raise InputError(f"{self.path}: must end in .npy; features are stored as a NumPy array")
         if self.path.is_dir():
-            raise InputError(f"{self.path}: is a folder; name a file in it, such as {self.path.name}/features.npy")
+            raise InputError(f"{self.path}: is a folder where a file is needed; remove it, or name a file in it")
         self.manifest = manifest_path(self.path)
         self.partial = self.path.with_name(self.path.name + ".partial")
         self.record = self.path.with_name(self.path.name + ".partial.json")

@@ -92,7 +92,7 @@ class PixelsEncoder(Encoder):
                 done += len(images)
                 bar.advance(len(images))
         if held is None or done < 2:
-            raise InputError(f"pixels: {done} images are too few to learn from; at least 2 are needed")
+            raise InputError(f"pixels: too few images to learn from ({done}); at least 2 are needed")
         self._learn(held)
         self._held = (data, chosen, held)
         return self
@@ -104,7 +104,10 @@ class PixelsEncoder(Encoder):
         variances, vectors = variances[::-1], vectors[:, ::-1]
         count = min(self.wanted_dim, _components(variances))
         if count == 0:
-            raise InputError("pixels: the images do not differ from each other (as thumbnails); nothing can be learned")
+            raise InputError(
+                "pixels: the images do not differ from each other (as thumbnails); nothing can be learned from them; "
+                "check the data, or take another encoder"
+            )
         vectors = vectors[:, :count]
         # an eigenvector is known up to its sign: the largest entry is made positive
         signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(count)])

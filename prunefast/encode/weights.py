@@ -25,7 +25,8 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each format has its own errors, and a broken pickle may raise any
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # torch writes essays: their first sentence says what is wrong
+        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
         raise InputError(
             f"{path}: cannot be read as weights ({reason}); use safetensors or a plain state dict"
         ) from None

@@ -83,6 +83,8 @@ def evaluate(
     MissingDependencyError for "inception" without torch-fidelity; all but NaN before any work.
     """
     wanted = check_metrics(metrics)
+    if out is not None and os.path.isdir(out):
+        raise InputError(f"out: {os.fspath(out)}: is a folder; give the name of the file to write")
     if "inception" in wanted:
         load_torch_fidelity()
     real = sources.open_reference(reference, image_size)

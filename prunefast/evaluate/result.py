@@ -39,7 +39,7 @@ class Evaluation:
         """Read metrics.json; InputError naming the file where it is missing or is something else."""
         value = read_json(path)
         if not (isinstance(value, dict) and all(isinstance(value.get(key), dict) for key in ("metrics", "protocol"))):
-            raise InputError(f"{path}: is not a metrics.json; run prunefast evaluate again")
+            raise InputError(f"{path}: is not a metrics.json; delete it and evaluate again")
         return cls(value["metrics"], value["protocol"])
 
     def __str__(self) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from prunefast.data import ImageDataset, from_arrays, open_dataset
 from prunefast.errors import InputError, InputTypeError
 from prunefast.evaluate.features import seeded_subset
-from prunefast.files import read_json
+from prunefast.files import folder_names, read_json
 
 SAMPLING_FILE = "samples.json"  # written by prunefast.sample beside its images
 
@@ -107,7 +107,9 @@ def class_counts(data: ImageDataset, chosen: NDArray[np.int64], reference: Image
     if data.labels is None or not data.classes:
         return None
     counts = np.bincount(np.asarray(data.labels)[chosen], minlength=len(data.classes))
-    found = {name: int(count) for name, count in zip(data.classes, counts, strict=True)}
+    # folders of samples are named after classes, as far as a folder may have that name
+    class_of = dict(zip(folder_names(reference.classes, taken=[SAMPLING_FILE]), reference.classes, strict=True))
+    found = {class_of.get(name, name): int(count) for name, count in zip(data.classes, counts, strict=True)}
     return found | {name: 0 for name in reference.classes if name not in found}
 
 

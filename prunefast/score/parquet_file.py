@@ -48,8 +48,10 @@ def write_parquet(path: str | os.PathLike[str], table: pa.Table, manifest: dict[
 def read_parquet(path: str | os.PathLike[str], remake: str) -> tuple[pa.Table, dict[str, Any]]:
     """The table and manifest of a file; `InputError` naming the file, where `remake` says how to get a good one."""
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a parquet file in it")
     if not path.is_file():
-        raise InputError(f"{path}: no such file; {remake}")
+        raise InputError(f"{path}: no such file; {remake.removeprefix('delete it and ')}")
     # Arrow reports damage as any of these, by the layer that meets it first (a broken footer, page or text)
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:

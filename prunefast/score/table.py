@@ -17,7 +17,7 @@ from prunefast.score.features import as_numpy
 from prunefast.score.parquet_file import check_columns, check_rows, check_version, read_parquet, to_json, write_parquet
 
 FORMAT_VERSION = 1
-REMAKE = "score again"
+REMAKE = "delete it and score again"  # the same file in its place would be refused again
 
 _COLUMNS = {"index": pa.int64(), "key": pa.string(), "label": pa.int64()}
 

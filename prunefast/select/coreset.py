@@ -18,7 +18,7 @@ from prunefast.errors import InputError, InputTypeError
 from prunefast.score.parquet_file import check_columns, check_rows, check_version, read_parquet, to_json, write_parquet
 
 FORMAT_VERSION = 1
-REMAKE = "select again"
+REMAKE = "delete it and select again"  # the same file in its place would be refused again
 
 _COLUMNS = {
     "index": pa.int64(),

@@ -96,11 +96,7 @@ def select(
     total = len(data)
     budget.check_one_budget(keep, keep_n, threshold)
     n = None if threshold is not None else budget.number_kept(total, keep, keep_n)
-    labels = check_labels(data.labels, total)
-    if per_class and labels is None:
-        raise InputError(
-            "per_class: this data has no classes; leave per_class out, or put each class into a folder of its own"
-        )
+    labels = _labels(data, per_class)
     kept_mask = budget.index_mask("must_keep", must_keep, total)
     dropped_mask = budget.index_mask("must_drop", must_drop, total)
     budget.check_forced(kept_mask, dropped_mask, n)
@@ -141,6 +137,40 @@ def select(
             "must_drop": int(dropped_mask.sum()),
         },
     )
+
+
+def check_selection(
+    data: LabelledData,
+    method: str,
+    *,
+    keep: float | None = None,
+    keep_n: int | None = None,
+    threshold: float | None = None,
+    per_class: bool = False,
+    seed: int = 0,
+    **options: Any,
+) -> None:
+    """Raise what `select` would raise for these arguments, without scores or features: before those are computed."""
+    budget.check_one_budget(keep, keep_n, threshold)
+    if threshold is None:
+        budget.number_kept(len(data), keep, keep_n)
+    _labels(data, per_class)
+    check_seed(seed)
+    if method not in SELECTIONS or method == "top":
+        names = ", ".join(name for name in SELECTIONS if name != "top")
+        raise InputError(f"method: {method!r} is not a selection; there are {names}")
+    make_options(SELECTIONS[method], method, options)
+    if threshold is not None:
+        _check_threshold(threshold, method, per_class, given_scores=False)
+
+
+def _labels(data: LabelledData, per_class: bool) -> np.ndarray | None:
+    labels = check_labels(data.labels, len(data))
+    if per_class and labels is None:
+        raise InputError(
+            "per_class: this data has no classes; leave per_class out, or put each class into a folder of its own"
+        )
+    return labels
 
 
 def _method_name(method: str | None, scores: Any, features: Any) -> str:

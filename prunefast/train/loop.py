@@ -136,6 +136,12 @@ class _Run:
         self.line_images, self.line_seconds = self.timed_images, self.seconds  # at the last line of metrics
 
     @property
+    def end(self) -> int | None:
+        """Images when the run is over: whole batches, the last one may go past the number asked for."""
+        images, batch = self.config.images, self.config.batch_size
+        return None if images is None else -(-images // batch) * batch
+
+    @property
     def over(self) -> bool:
         return _is_over(self.config, self.images, self.seconds)
 
@@ -144,7 +150,7 @@ class _Run:
         config = self.config
         with (
             StopRequest() as stop,
-            Status(self.images, config.images, config.max_seconds, show=show) as status,
+            Status(self.images, self.end, config.max_seconds, show=show) as status,
         ):
             if not self.over:
                 self._loop(iter(self.parts.loader), stop, status)

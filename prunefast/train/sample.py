@@ -1,6 +1,7 @@
 """Sampling from a checkpoint, into memory or into a folder of PNG files with the protocol beside them."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,17 @@ from PIL import Image
 
 from prunefast.diffusion import make_process
 from prunefast.diffusion.samplers import SAMPLERS, Denoiser, sample_images
-from prunefast.errors import InputError, InputTypeError
-from prunefast.files import TEMPORARY_PREFIX, explain_os_error, make_folder, read_json, remove_leftovers, write_json
+from prunefast.errors import InputError, InputTypeError, MachineError
+from prunefast.files import (
+    TEMPORARY_PREFIX,
+    explain_os_error,
+    folder_names,
+    lock_folder,
+    make_folder,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 from prunefast.models import build_model
 from prunefast.progress import progress as show_progress
 from prunefast.train.state import find_checkpoint, load_weights
@@ -64,12 +74,15 @@ def sample(
     path, state = find_checkpoint(checkpoint)
     if isinstance(n, bool) or not isinstance(n, int | np.integer):
         raise InputTypeError(f"n is {n!r}; give a number of images")
-    if n < 1 or batch_size < 1 or steps < 1:
-        key, value = next((k, v) for k, v in (("n", n), ("batch_size", batch_size), ("steps", steps)) if v < 1)
-        raise InputError(f"{key} is {value}; it must be at least 1")
-    if sampler not in SAMPLERS:
-        raise InputError(f"sampler is {sampler!r}; choose one of {', '.join(SAMPLERS)}")
+    if n < 1:
+        raise InputError(f"n is {n}; it must be at least 1")
     recipe, network = state["recipe"], state["model"]
+    check_sampling(recipe["process"], sampler=sampler, steps=steps, guidance=guidance, seed=seed, batch_size=batch_size)
+    shape = (int(n), network["image_size"], network["image_size"], network["channels"])
+    try:
+        images = np.empty(shape, np.uint8)
+    except (MemoryError, ValueError):
+        raise MachineError(f"n is {n}: so many images do not fit into memory; sample fewer at a time") from None
     classes = resolve_labels(labels, int(n), network["num_classes"], state["classes"])
     if network["num_classes"] is None and guidance != 1.0:
         raise InputError(f"guidance is {guidance:g}: the model of {path} has no classes; leave guidance at 1")
@@ -89,14 +102,32 @@ def sample(
         "image_size": network["image_size"],
     }
     target = pick_device(device)
-    files = None if out is None else _SampleFolder(Path(out), protocol, classes, state["classes"])
+    if out is None:
+        return _fill(path, state, images, None, protocol, classes, target, guidance, batch_size, progress)
+    with lock_folder(make_folder(out), "sampling"):
+        files = _SampleFolder(Path(out), protocol, classes, state["classes"])
+        return _fill(path, state, images, files, protocol, classes, target, guidance, batch_size, progress)
 
-    images = np.empty((int(n), network["image_size"], network["image_size"], network["channels"]), np.uint8)
+
+def _fill(
+    path: Path,
+    state: dict[str, Any],
+    images: np.ndarray,
+    files: "_SampleFolder | None",
+    protocol: dict[str, Any],
+    classes: np.ndarray | None,
+    target: torch.device,
+    guidance: float,
+    batch_size: int,
+    progress: bool,
+) -> np.ndarray:
+    """Put every image of `protocol` into `images`: read where the folder has it, else made and written there."""
+    n, recipe, network = len(images), state["recipe"], state["model"]
     missing = [k for k in range(n) if files is None or not files.read(k, images[k])]
     if missing:
         with torch.random.fork_rng(devices=[]):  # fresh weights are drawn before the checkpoint's are read over them
             model = build_model(**network)
-        load_weights(path, model, ema=ema)
+        load_weights(path, model, ema=protocol["ema"])
         model = model.to(target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         denoiser = Denoiser(model, make_process(recipe["process"]), recipe["prediction"], guidance)
         with show_progress("sample", len(missing), silent=not progress) as bar:
@@ -110,9 +141,9 @@ def sample(
                         image_size=network["image_size"],
                         channels=network["channels"],
                         labels=None if classes is None else torch.from_numpy(classes[numbers]),
-                        sampler=sampler,
-                        steps=int(steps),
-                        seed=int(seed),
+                        sampler=protocol["sampler"],
+                        steps=protocol["steps"],
+                        seed=protocol["seed"],
                         batch_size=batch_size,
                     )
                 new = [k for k in missing if begin <= k < begin + batch_size]
@@ -124,6 +155,23 @@ def sample(
     if files is not None:
         files.finish()
     return images
+
+
+def check_sampling(
+    process: str, *, sampler: str = "ddim", steps: int = 50, guidance: float = 1.0, seed: int = 0, batch_size: int = 64
+) -> None:
+    """Refuse options of `sample` that cannot work with a process of that name, before there is a model."""
+    for key, value in (("batch_size", batch_size), ("steps", steps)):
+        if value < 1:
+            raise InputError(f"{key} is {value}; it must be at least 1")
+    if sampler not in SAMPLERS:
+        raise InputError(f"sampler is {sampler!r}; choose one of {', '.join(SAMPLERS)}")
+    if sampler != "heun":  # which chooses times of its own
+        make_process(process).sampling_times(min(steps, 1_000_000))
+    if not math.isfinite(guidance):
+        raise InputError(f"guidance is {guidance:g}; it must be finite")
+    if not 0 <= seed < 2**64:
+        raise InputError(f"seed is {seed}; it must be from 0 to 2^64 - 1")
 
 
 def quantise(images: torch.Tensor) -> torch.Tensor:
@@ -170,7 +218,8 @@ def _run_lengths(classes: np.ndarray | None) -> list[list[int]] | None:
 
 @dataclasses.dataclass
 class _SampleFolder:
-    """PNG files of one protocol. Checked and begun when made: samples.json is there before the first image."""
+    """PNG files of one protocol. Checked when made; samples.json is there before the first image, and nothing before
+    an image was made, so that a first try that failed does not bind the second to its options."""
 
     path: Path
     protocol: dict[str, Any]
@@ -184,14 +233,23 @@ class _SampleFolder:
         if record.exists():
             self._check_same(read_json(record), record)
         elif any(self.path.iterdir()):
-            raise InputError(f"{self.path}: has files in it but no {PROTOCOL_FILE}; choose an empty folder for samples")
+            raise InputError(
+                f"{self.path}: has files in it but no {PROTOCOL_FILE}; choose an empty folder for samples, or delete it"
+            )
         self._folders = [self.path]
         if self.labels is not None:
-            self._folders = [self.path / name for name in folder_names(self.class_names)]
-            for label in np.unique(self.labels):
-                make_folder(self._folders[label])
-                remove_leftovers(self._folders[label])
-        write_json(record, {"protocol": self.protocol, "finished": False})
+            names = folder_names(self.class_names, taken=[PROTOCOL_FILE])
+            self._folders = [self.path / name for name in names]
+            for folder in self._folders:
+                remove_leftovers(folder)
+        self._begun = False
+
+    def _begin(self) -> None:
+        """The record, then the folders of the classes."""
+        write_json(self.path / PROTOCOL_FILE, {"protocol": self.protocol, "finished": False})
+        for label in () if self.labels is None else np.unique(self.labels):
+            make_folder(self._folders[label])
+        self._begun = True
 
     def _check_same(self, recorded: Any, record: Path) -> None:
         before = recorded.get("protocol") if isinstance(recorded, dict) else None
@@ -204,7 +262,9 @@ class _SampleFolder:
             changed.append("labels")
         if changed:
             listing = ", ".join(f"{key} {before.get(key)}, now {self.protocol[key]}" for key in changed)
-            raise InputError(f"{self.path}: holds samples of another protocol ({listing}); choose another folder")
+            raise InputError(
+                f"{self.path}: holds samples of another protocol ({listing}); choose another folder, or delete it"
+            )
 
     def _file(self, k: int) -> Path:
         folder = self._folders[0] if self.labels is None else self._folders[self.labels[k]]
@@ -224,6 +284,8 @@ class _SampleFolder:
 
     def write(self, k: int, pixels: np.ndarray) -> None:
         """Renamed into place but not flushed one by one: what a power cut tears, `read` finds and it is made again."""
+        if not self._begun:
+            self._begin()
         path = self._file(k)
         temporary = path.with_name(TEMPORARY_PREFIX + path.name)
         try:
@@ -243,12 +305,3 @@ def _continues(before: Any, now: Any) -> bool:
         return before == now
     expanded, wanted = ([label for label, count in runs for _ in range(count)] for runs in (before, now))
     return wanted[: len(expanded)] == expanded
-
-
-def folder_names(classes: Sequence[str]) -> list[str]:
-    """A folder name for each class: the class name where it is one, and no path out of the folder."""
-    names: list[str] = []
-    for number, name in enumerate(classes):
-        plain = "".join("_" if c in '/\\:*?"<>|' or ord(c) < 32 else c for c in name).strip(" .")
-        names.append(plain if plain and plain not in names else f"{plain or 'class'}-{number}")
-    return names

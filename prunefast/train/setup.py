@@ -38,7 +38,10 @@ def open_inputs(
     elif config.image_size is not None and data.image_size != config.image_size:
         data = data.with_image_size(config.image_size)
     if data.image_size is None:
-        raise InputError("image_size: the images are not squares of one size; say the size to train at (image_size=32)")
+        raise InputError(
+            "image_size: the images are not squares of one size; say the size to train at (image_size=32, "
+            "--image-size 32)"
+        )
     if coreset is None:
         coreset = Coreset.full(data) if config.coreset is None else Coreset.load(config.coreset, data)
     if coreset.data_fingerprint != data.fingerprint:
@@ -103,6 +106,12 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset) -> Plan
         precision=pick_precision(config.precision, device, count_parameters(model)),
     )
     return Plan(config, data, coreset, device, loss, num_classes, model, resolved)
+
+
+def check_training(config: TrainConfig, data: ImageDataset) -> None:
+    """Raise what `train` would raise for these options and data whatever the coreset: before one is selected."""
+    data, everything = open_inputs(config, data, Coreset.full(data))
+    make_plan(config, data, everything)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,14 +1,17 @@
 """Bad arguments and bad input: one line naming the thing and the fix, the right exit status, nothing left behind."""
 
+import argparse
 import errno
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from prunefast import pipeline
-from prunefast.cli import COMMANDS, build_parser
+from prunefast.cli import COMMANDS, build_parser, common
+from prunefast.files import TEMPORARY_PREFIX, lock_folder
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -121,3 +124,165 @@ def test_ctrl_c(prunefast, images: Path, tmp_path: Path, monkeypatch) -> None:
     call = prunefast("embed", images, "-o", tmp_path / "run", "--quiet")
     assert call.status == 130
     assert "goes on" in call.error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--keep", "0"], "keep"),
+        (["--keep", "nan"], "keep"),
+        (["--keep", "1e-9"], "keep_n=1"),
+        (["--keep-n", "97"], "keep_n"),
+        (["--method", "magic"], "magic"),
+        (["--method", "top"], "top"),
+        (["--option", "data=3"], "data"),
+        (["--option", "seed=3"], "seed"),
+        (["--option", "keep=0.3"], "keep"),
+        (["--method", "clusters", "--threshold", "1"], "threshold"),
+        (["--image-size", "7", "--model", "unet-tiny"], "image_size"),
+        (["--set", "out='elsewhere'"], "--set out"),
+        (["--set", "class_weights=[1,2,3,4]"], "class_weights"),
+        (["--steps", "0"], "steps"),
+        (["--steps", "1001", "--process", "ddpm-linear"], "steps"),
+        (["--guidance", "nan"], "guidance"),
+        (["--sample-seed", "-1"], "seed"),
+        (["--sample-batch", "0"], "batch_size"),
+    ],
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_run_says_what_is_wrong_before_any_work(
+    prunefast, images: Path, tmp_path: Path, arguments: list[str], words: str, dry: list[str]
+) -> None:
+    call = prunefast("run", images, "-o", tmp_path / "out", "--quiet", *arguments, *dry)
+    assert call.status == 2
+    assert words in call.error
+    assert not (tmp_path / "out" / "features.npy").exists()
+
+
+@pytest.mark.parametrize("name", ["data", "seed", "method", "features", "must_keep"])
+@pytest.mark.parametrize("command", ["score", "select"])
+def test_an_option_is_one_of_the_method(prunefast, images: Path, tmp_path: Path, command: str, name: str) -> None:
+    prunefast("embed", images, "-o", tmp_path / "run", "--quiet")
+    call = prunefast(command, tmp_path / "run", "--option", f"{name}=3")
+    assert call.status == 2
+    assert f"{name}: method 'gaussian' has no such option" in call.error
+
+
+def test_data_that_was_repaired(prunefast, images: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name, image in zip("abcd", np.load(images)["images"], strict=False):
+        (tmp_path / "data" / "x").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "data" / "x" / f"{name}.png")
+    broken = tmp_path / "data" / "x" / "c.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    command = ("embed", tmp_path / "data", "-o", tmp_path / "run", "--quiet")
+    first = prunefast(*command)
+    assert first.status == 2
+    assert "c.png" in first.error
+    assert "--on-error skip" in first.error
+    broken.unlink()
+    assert prunefast(*command).status == 0
+    (tmp_path / "data" / "x" / "d.png").unlink()
+    again = prunefast(*command)  # there are features now: they bind the run to their data
+    assert again.status == 2
+    assert "new run folder" in again.error
+
+
+def test_a_broken_image_may_be_set_aside_afterwards(prunefast, images: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "data").mkdir()
+    for name, image in zip("abc", np.load(images)["images"], strict=False):
+        Image.fromarray(image).save(tmp_path / "data" / f"{name}.png")
+    broken = tmp_path / "data" / "c.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    command = ("embed", tmp_path / "data", "-o", tmp_path / "run", "--json")
+    assert prunefast(*command).status == 2
+    assert prunefast(*command, "--on-error", "skip").facts["images"] == 2
+
+
+def test_nothing_comes_of_nothing(prunefast, tmp_path: Path) -> None:
+    for command in (("run", tmp_path / "none", "-o", tmp_path / "out"), ("score", tmp_path / "out")):
+        assert prunefast(*command).status == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["run", "embed", "score", "select"])
+def test_one_process_at_a_time(prunefast, images: Path, tmp_path: Path, command: str) -> None:
+    run = tmp_path / "run"
+    prunefast("embed", images, "-o", run, "--quiet")
+    half = run / f"{TEMPORARY_PREFIX}of-the-other"
+    half.write_text("")
+    with lock_folder(run, "working"):
+        call = prunefast(command, *([images, "-o", run] if command in ("run", "embed") else [run]), "--quiet")
+    assert call.status == 2
+    assert "another process is working there" in call.error
+    assert half.exists()
+    assert prunefast("score", run, "--quiet").status == 0
+    assert not half.exists()  # nobody's now
+
+
+def test_sigterm_is_an_interrupt(prunefast, images: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(pipeline, "embed_run", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    call = prunefast("embed", images, "-o", tmp_path / "run", "--quiet")
+    assert call.status == 130
+    assert "SIGTERM" in call.error
+    assert "goes on" in call.error
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_ctrl_c_during_an_import(prunefast, images: Path, tmp_path: Path, monkeypatch) -> None:
+    def wrapped(*_: object, **__: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise RuntimeError("Error calling __set_name__") from error
+
+    monkeypatch.setattr(pipeline, "embed_run", wrapped)
+    call = prunefast("embed", images, "-o", tmp_path / "run", "--quiet")
+    assert call.status == 130
+    assert "internal" not in call.error
+
+
+def test_an_argument_of_several_lines(prunefast) -> None:
+    assert "one two" in prunefast("doctor", "one\ntwo").error
+
+
+def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    assert common.finish(argparse.Namespace(json=True), {"loss": float("nan"), "path": Path("x")}) == 0
+    assert capsys.readouterr().out == '{"loss": null, "path": "x"}\n'
+
+
+def test_a_label_that_looks_like_a_number(prunefast, images: Path, tmp_path: Path) -> None:
+    training = ("--model", "unet-tiny", "--images", 16, "--batch-size", 8, "--quiet")
+    assert prunefast("train", "--data", images, "-o", tmp_path / "run", *training).status == 0
+    call = prunefast("sample", tmp_path / "run", "-o", tmp_path / "s", "--label", "\u00b2")
+    assert call.status == 2
+    assert "no class" in call.error
+
+
+def test_a_report_needs_no_images(prunefast, images: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    prunefast("embed", images, "-o", run, "--quiet")
+    prunefast("select", run, "--quiet")
+    images.unlink()
+    call = prunefast("report", run)
+    assert call.status == 0, call.err
+    assert "images.npz: no such file" in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize("command", [("score",), ("select", "--method", "clusters")])
+def test_features_that_are_not_finite(prunefast, images: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
+    run = tmp_path / "run"
+    prunefast("embed", images, "-o", run, "--quiet")
+    features = np.load(run / "features.npy")
+    features[3, 0] = np.nan
+    np.save(run / "features.npy", features)
+    call = prunefast(command[0], run, *command[1:])
+    assert call.status == 2
+    assert "features.npy: NaN or infinity in row 3; delete the file and embed again" in call.error
+    (run / "features.npy").unlink()
+    assert prunefast("embed", images, "-o", run, "--quiet").status == 0
+    assert prunefast(command[0], run, *command[1:]).status == 0

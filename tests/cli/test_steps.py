@@ -145,3 +145,31 @@ def test_doctor_names_every_backend(prunefast) -> None:
         assert isinstance(backend["live"], bool)
         assert backend["detail"]
     assert call.facts["backends"]["cpu"]["live"] is True
+
+
+@pytest.mark.parametrize("record", ["null", "[]", "{}", '{"protocol": null}', "{", "[" * 100_000])
+def test_a_broken_record_of_samples(prunefast, images: Path, tmp_path: Path, record: str) -> None:
+    run = tmp_path / "run"
+    (run / "samples").mkdir(parents=True)
+    (run / "samples" / "samples.json").write_text(record)
+    call = prunefast("run", images, "-o", run, "--keep", 0.5, *TRAINING, *SAMPLING, "--samples", 4, "--quiet")
+    assert call.status == 2
+    assert "samples.json" in call.error
+    assert "delete" in call.error
+
+
+def test_old_samples_are_removed_at_once(prunefast, images: Path, tmp_path: Path, monkeypatch) -> None:
+    import shutil
+
+    run = tmp_path / "run"
+    options = ("--keep", 0.5, "--model", "unet-tiny", "--batch-size", 16, *SAMPLING, "--samples", 4, "--quiet")
+    assert prunefast("run", images, "-o", run, *options, "--images", 16).status == 0
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        assert prunefast("run", images, "-o", run, *options, "--images", 32).status == 130
+    assert prunefast("run", images, "-o", run, *options, "--images", 32).status == 0
+    assert not list(run.glob(".prunefast-tmp-*"))

@@ -159,7 +159,7 @@ def test_fewer_images_than_components(pictures):
 
 @pytest.mark.parametrize(
     ("images", "words"),
-    [(np.full((4, 8, 8, 3), 9), "do not differ from each other"), (np.zeros((1, 8, 8, 3)), "1 images are too few")],
+    [(np.full((4, 8, 8, 3), 9), "do not differ from each other"), (np.zeros((1, 8, 8, 3)), "too few images")],
 )
 def test_nothing_to_learn(make_pictures, images, words):
     with pytest.raises(InputError, match=words):

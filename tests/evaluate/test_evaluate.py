@@ -378,3 +378,21 @@ def test_cifar_test_images_pass_for_good_samples(cifar_archive):
     assert good.metrics["precision"] > 0.3
     assert good.metrics["recall"] > 0.3 > 0.05 > bad.metrics["recall"]
     assert abs(good.metrics["kid"]) < 3 * good.metrics["kid_std"]
+
+
+def test_counts_are_of_classes_not_of_their_folders(tmp_path):
+    classes = ["a/b", "a:b", "samples.json", "new\nline"]
+    reference = from_arrays(pictures(0, 40), labels=np.arange(40) % 4, classes=classes)
+    for number, folder in enumerate(["a_b", "a_b-1", "samples.json-2", "new_line"]):
+        for k, image in enumerate(pictures(number, number + 1)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(image).save(tmp_path / folder / f"{k}.png")
+    result = evaluate(tmp_path, reference, encoder=flat, metrics="class_counts")
+    assert result.metrics["class_counts"] == dict(zip(classes, (1, 2, 3, 4), strict=True))
+
+
+def test_the_place_of_the_numbers_is_checked_first(tmp_path, reference):
+    calls = []
+    with pytest.raises(InputError, match="is a folder"):
+        evaluate(pictures(1, 8), reference, encoder=lambda images: calls.append(1), out=tmp_path)
+    assert not calls

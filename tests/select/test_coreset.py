@@ -334,3 +334,15 @@ def test_round_trip(tmp_path, before):
     for name in ("keys", "classes", "manifest", "fingerprint", "data_fingerprint"):
         assert getattr(before, name) == getattr(after, name)
     assert before.summary() == after.summary()
+
+
+def test_a_folder_is_no_coreset(tmp_path):
+    with pytest.raises(InputError, match="is a folder"):
+        Coreset.load(tmp_path)
+
+
+def test_the_way_out_of_a_broken_file_is_named(tmp_path):
+    path = tmp_path / "coreset.parquet"
+    path.write_bytes(b"rubbish")
+    with pytest.raises(InputError, match=r"coreset\.parquet: is not a readable parquet file .*; delete it and select"):
+        Coreset.load(path)

@@ -9,6 +9,7 @@ from sklearn.cluster import KMeans
 from prunefast.errors import InputError
 from prunefast.score import score
 from prunefast.select import SELECTIONS, Coreset, select
+from prunefast.select.selection import check_selection
 
 SETTINGS = settings(deadline=None, max_examples=60)
 
@@ -419,3 +420,48 @@ def test_bad_arguments(make_data, options, words):
     with pytest.raises(InputError, match=words) as caught:
         select(make_data(total=6), **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"keep": 0.0},
+        {"keep": float("nan")},
+        {"keep": 1e-9},
+        {"keep_n": 61},
+        {"keep": 0.5, "keep_n": 3},
+        {"keep": 0.5, "seed": -1},
+        {"keep": 0.5, "rigde": 1},
+        {"keep": 0.5, "method": "magic"},
+        {"threshold": float("inf")},
+        {"threshold": 1.0, "method": "clusters"},
+    ],
+)
+def test_what_select_refuses_is_known_without_features(labelled, wrong):
+    data, features = labelled
+    arguments = {"method": "gaussian", **wrong}
+    with pytest.raises(InputError) as early:
+        check_selection(data, **arguments)
+    with pytest.raises(InputError) as late:
+        select(data, features=features, **arguments)
+    assert str(early.value).split(";")[0] == str(late.value).split(";")[0]
+
+
+def test_what_select_takes_is_not_refused_before(labelled):
+    data, features = labelled
+    for method in ("random", "gaussian", "moderate", "clusters"):
+        check_selection(data, method, keep=0.5)
+        select(data, features=None if method == "random" else features, method=method, keep=0.5)
+    check_selection(data, "gaussian", threshold=-1e9, ridge=1e-3)
+    with pytest.raises(InputError, match="per_class"):
+        check_selection(_without_classes(data), "random", keep=0.5, per_class=True)
+
+
+def _without_classes(data):
+    class Plain:
+        labels = None
+
+        def __len__(self):
+            return len(data)
+
+    return Plain()

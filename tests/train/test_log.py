@@ -84,7 +84,7 @@ def test_metrics_that_were_lost(tmp_path):
 
 def test_metrics_that_cannot_be_written(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(OSError, match=r"metrics\.jsonl"):
+    with pytest.raises(InputError, match=r"metrics\.jsonl: is a folder"):
         MetricsLog(tmp_path / "metrics.jsonl", 0)
 
 

@@ -8,7 +8,8 @@ from PIL import Image
 
 from prunefast.diffusion import make_process
 from prunefast.diffusion.samplers import Denoiser, sample_images
-from prunefast.errors import InputError, InputTypeError, MachineError
+from prunefast.errors import InputError, InputTypeError, MachineError, PrunefastError
+from prunefast.files import folder_names, lock_folder
 from prunefast.models import build_model
 from prunefast.train import sample, train
 from prunefast.train.state import find_checkpoint, list_checkpoints, load_weights
@@ -262,4 +263,45 @@ def test_generators_and_threads_of_the_caller_are_left_alone(runs):
     ],
 )
 def test_folder_names_stay_inside(classes, names):
-    assert module.folder_names(classes) == names
+    assert folder_names(classes) == names
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"guidance": float("nan")}, "guidance is nan"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**64}, "seed is"),
+        ({"steps": 1001}, "steps must be from 1 to 1000"),
+        ({"n": 10**15}, "n is 1000000000000000"),
+    ],
+)
+def test_a_failed_first_try_does_not_bind_the_second(runs, tmp_path, options, message):
+    with pytest.raises(PrunefastError, match=message):
+        sample(runs / "conditional", **{"n": 3, "out": tmp_path / "s", **FAST, **options})
+    assert not list(tmp_path.rglob("*.*"))
+    sample(runs / "conditional", 3, out=tmp_path / "s", **FAST)
+
+
+def test_a_try_that_made_no_image_leaves_no_record(runs, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "sample_images", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sample(runs / "conditional", 3, out=tmp_path / "s", **FAST)
+    assert not list((tmp_path / "s").iterdir())
+    sample(runs / "conditional", 3, out=tmp_path / "s", **{**FAST, "seed": 3})
+
+
+def test_two_processes_do_not_sample_into_one_folder(runs, tmp_path):
+    (tmp_path / "s").mkdir()
+    with lock_folder(tmp_path / "s", "sampling"), pytest.raises(InputError, match="another process is sampling"):
+        sample(runs / "plain", 2, out=tmp_path / "s", **FAST)
+    assert not list((tmp_path / "s").iterdir())
+
+
+def test_no_class_takes_the_place_of_the_record():
+    names = folder_names(["samples.json", "a"], taken=["samples.json"])
+    assert names == ["samples.json-0", "a"]
