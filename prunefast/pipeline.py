@@ -178,8 +178,8 @@ def select_run(
 ) -> Outcome:
     """coreset.parquet (or `coreset_path`). `budget`: one of keep, keep_n, threshold; `forced`: must_keep, must_drop.
 
-    "gaussian" without options uses its column of scores.parquet, scoring first where there is none. A coreset that a
-    model was trained on is not replaced by another one.
+    "gaussian" without options cuts the column of scores.parquet, however that was scored, if it belongs to the features
+    that are there; otherwise it scores first. A coreset that a model was trained on is not replaced by another one.
     """
     path = coreset_path or run.coreset
     per_class = _per_class(data, method, budget, per_class)
@@ -188,7 +188,10 @@ def select_run(
     request |= {"options": options, "forced": {key: sorted(map(int, value)) for key, value in (forced or {}).items()}}
     arguments: dict[str, Any] = {**(forced or {}), **options}
     if method == "gaussian" and not options:
-        score_run(run, data, method, seed=seed)
+        features = _digest(run.features_manifest) if run.features_manifest.exists() else None
+        known = load_manifests(run.scores, data).get(method) if run.scores.exists() else None
+        if known is None or known.get("features") != features:
+            score_run(run, data, method, seed=seed)
         arguments["scores"] = load_scores(run.scores, method, data)
         request["scores"] = load_manifests(run.scores, data)[method]
     elif method != "random":
@@ -225,24 +228,31 @@ def train_run(config: TrainConfig, data: ImageDataset, coreset: Coreset, *, prog
 
 
 def sample_run(folder: Path, n: int, out: Path | None = None, *, progress: bool = False, **options: Any) -> Outcome:
-    """FOLDER/samples (or `out`) from the newest checkpoint of FOLDER. Samples of an older checkpoint are replaced."""
+    """FOLDER/samples (or `out`) from the newest checkpoint of FOLDER.
+
+    FOLDER/samples belong to the run: those of an older checkpoint or of other options are replaced. In a folder of the
+    user's they are an error.
+    """
     target = out or folder / "samples"
     protocol = target / PROTOCOL_FILE
-    if out is None and protocol.exists() and not _same_checkpoint(folder, target):
+    if out is None and protocol.exists() and not _still_wanted(folder, target, {"n": n, **options}):
         remove_folder(target)
     before = _digest(protocol) if protocol.exists() else None
     sample(folder, n, out=target, progress=progress, **options)
     return Outcome(f"{n:,} samples in {target}", {"n": n, "folder": str(target)}, repeated=_digest(protocol) == before)
 
 
-def _same_checkpoint(folder: Path, samples: Path) -> bool:
-    """Whether `samples` came from the newest checkpoint of `folder`."""
-    newest = list_checkpoints(folder / "train")[:1]
+def _still_wanted(folder: Path, samples: Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether `samples` came from the newest checkpoint of `folder` with the options `wanted` (and no more images)."""
     record = read_json(samples / PROTOCOL_FILE)
-    protocol = record.get("protocol") if isinstance(record, dict) else None
-    if not isinstance(protocol, dict):
+    made = record.get("protocol") if isinstance(record, dict) else None
+    if not isinstance(made, dict) or not isinstance(made.get("n"), int):
         raise InputError(f"{samples / PROTOCOL_FILE}: is no record of samples; delete {samples} to sample again")
-    return bool(newest) and read_json(newest[0] / "state.json").get("digest") == protocol.get("checkpoint")
+    newest = list_checkpoints(folder / "train")[:1]
+    if not newest or read_json(newest[0] / "state.json").get("digest") != made.get("checkpoint"):
+        return False
+    same = all(made[key] == value for key, value in wanted.items() if key in made and key != "n")
+    return same and made["n"] <= wanted["n"]
 
 
 def evaluate_run(

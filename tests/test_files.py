@@ -2,6 +2,8 @@
 
 import errno
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -137,6 +139,16 @@ def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
     with lock_folder(tmp_path, "working"):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys; from prunefast.files import lock_folder\n"
+        "with lock_folder(sys.argv[1], 'working'): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False).returncode == -9
+    with lock_folder(tmp_path, "working"):
+        pass
 
 
 def test_an_empty_name_is_not_the_working_directory() -> None:

@@ -60,7 +60,7 @@ def build_parser(command: str | None = None) -> Parser:
             sub.add_argument("--json", action="store_true", help="end with one machine-readable line")
             sub.add_argument("--quiet", action="store_true", help="no progress")
             sub.add_argument("--debug", action="store_true", help="show tracebacks")
-            sub.set_defaults(call=module.main)
+            sub.set_defaults(call=module.main, parser=sub)
     return parser
 
 
@@ -77,7 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wait_asleep()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = next((word for word in arguments if not word.startswith("-")), None)
-    options = build_parser(command).parse_args(arguments)
+    options, unknown = build_parser(command).parse_known_args(arguments)
+    if unknown:
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     with _termination_as_interrupt():
         return _call(options)
 

@@ -55,6 +55,14 @@ def data_options(options: argparse.Namespace) -> dict[str, Any]:
     return {"split": options.split, "image_size": options.image_size, "on_error": options.on_error}
 
 
+def refuse_data_options(options: argparse.Namespace, run: object, *, but: tuple[str, ...] = ()) -> None:
+    """A run knows its data and how it is read; `but` are options that mean something there all the same."""
+    given = {"split": options.split, "image_size": options.image_size, "on_error": options.on_error}
+    for name, value in given.items():
+        if name not in but and value not in (None, "raise"):
+            raise InputError(f"--{name.replace('_', '-')}: the run in {run} has its data already; leave it out")
+
+
 def add_encoder_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("encoder")
     group.add_argument(
@@ -181,7 +189,9 @@ def training(options: argparse.Namespace, *, out: str, data: "ImageDataset") -> 
     """The TrainConfig of the arguments: preset or config file, flags over it, --set over those."""
     import torch
 
+    from prunefast.files import RunFolder
     from prunefast.train import PRESETS, TrainConfig
+    from prunefast.train.state import list_checkpoints
 
     if options.config and options.preset:
         raise InputError("--config and --preset: give one of them")
@@ -195,8 +205,11 @@ def training(options: argparse.Namespace, *, out: str, data: "ImageDataset") -> 
             raise InputError(f"--set {key}: has an argument of its own (-o, --data, --split); use that")
     values |= more
     values |= {"out": out, "data": data.path or None, "split": data.split}
-    if options.config:
-        return TrainConfig.load(options.config, **values)
+    base = options.config
+    if base is None and options.preset is None and list_checkpoints(RunFolder(out).train):
+        base = RunFolder(out).train / "config.toml"  # a run goes on with its own settings, whatever the presets are now
+    if base is not None:
+        return TrainConfig.load(base, **values)
     preset = options.preset
     if preset is None:
         on_gpu = torch.cuda.is_available() and options.device != "cpu"

@@ -24,6 +24,8 @@ def main(options: argparse.Namespace) -> int:
         data = open_dataset(options.data, progress=show, **common.data_options(options))
         common.say(options, f"{common.describe(data)}\nwould write features of {options.encoder} to {run.features}")
         return common.finish(options, {"dry_run": True, "images": len(data), "encoder": options.encoder})
+    if options.data is None:
+        common.refuse_data_options(options, run.path)
     with pipeline.writing(run, new=True):
         data = pipeline.open_run(run, options.data, progress=show, **common.data_options(options))
         common.say(options, common.describe(data))

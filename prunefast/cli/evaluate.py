@@ -27,7 +27,10 @@ def main(options: argparse.Namespace) -> int:
     if run.items.exists():
         from prunefast.pipeline import open_run
 
+        common.refuse_data_options(options, run.path, but=("image_size",))
         reference = open_run(run)
+        if options.image_size is not None:
+            reference = reference.with_image_size(options.image_size)
     else:
         reference = open_dataset(options.reference, progress=show, **common.data_options(options))
     coreset = Coreset.load(options.coreset, reference) if options.coreset else None

@@ -27,6 +27,7 @@ def main(options: argparse.Namespace) -> int:
         raise InputError("give a RUN folder, or --data DATA (and --coreset FILE)")
     if options.run is not None:
         run = RunFolder(options.run)
+        common.refuse_data_options(options, run.path, but=("image_size",))
         data = pipeline.open_run(run)
         out = options.out or str(run.path)
         if options.coreset is None and not run.coreset.exists():

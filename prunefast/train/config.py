@@ -156,7 +156,7 @@ _NOT_RECIPE = frozenset(
         *("out", "images", "max_seconds", "max_bad_steps"),
         *("data", "split", "coreset", "image_size", "class_conditional", "prediction", "class_weights", "precision"),
         *("device", "compile", "deterministic", "placement", "threads"),
-        *("checkpoint_every_images", "checkpoint_every_seconds", "keep_checkpoints"),
+        *("checkpoint_every_images", "checkpoint_every_seconds", "keep_checkpoints", "status_every_images"),
     }
 )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunefast.errors import InputError, InputTypeError
-from prunefast.files import RunFolder, make_folder, read_json, remove_leftovers, write_json
+from prunefast.files import RunFolder, lock_folder, make_folder, read_json, remove_leftovers, write_json
 from prunefast.models import count_parameters
 from prunefast.train.config import TrainConfig
 from prunefast.train.interrupt import StopRequest, TrainingStopped
@@ -24,7 +24,6 @@ from prunefast.train.state import (
     check_same_recipe,
     latest_checkpoint,
     load_checkpoint,
-    lock_folder,
     save_checkpoint,
 )
 from prunefast.train.step import derived_seed, forked_generators, repeatable_algorithms, seed_generators
@@ -86,7 +85,7 @@ def train(
     plan = make_plan(config, data, coreset)
     folder = RunFolder(config.out).train
     make_folder(folder)
-    with lock_folder(folder):
+    with lock_folder(folder, "training"):
         remove_leftovers(folder)
         found = latest_checkpoint(folder)
         if found is not None:

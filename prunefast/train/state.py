@@ -12,15 +12,13 @@ What random numbers a step draws follows from (seed, position) alone: images tra
 flips, times, noise, label drop and dropout, and there is no generator to save.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -204,28 +202,6 @@ def _short(value: Any) -> str:
 
 
 # --- one process at a time ---
-
-
-@contextlib.contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold FOLDER/.lock while training; the system lets go of it when the process ends, however it ends."""
-    path = folder / ".lock"
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise explain_os_error(error, path) from None
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{folder}: another process is training there; wait for it or choose another out"
-            ) from None
-        except OSError:
-            pass  # a file system without locks: go on without
-        yield
-    finally:
-        os.close(descriptor)
 
 
 # --- bytes ---

@@ -173,3 +173,67 @@ def test_old_samples_are_removed_at_once(prunefast, images: Path, tmp_path: Path
         assert prunefast("run", images, "-o", run, *options, "--images", 32).status == 130
     assert prunefast("run", images, "-o", run, *options, "--images", 32).status == 0
     assert not list(run.glob(".prunefast-tmp-*"))
+
+
+def test_select_cuts_the_scores_that_are_there(prunefast, run: Path) -> None:
+    from prunefast.score.table import load_scores
+
+    prunefast("score", run, "--option", "ridge=0.5", "--global")
+    scores = load_scores(run / "scores.parquet", "gaussian")
+    assert prunefast("select", run, "--keep", 0.5).status == 0
+    np.testing.assert_array_equal(load_scores(run / "scores.parquet", "gaussian"), scores)
+
+
+def test_scores_of_other_features_are_made_anew(prunefast, run: Path, images: Path) -> None:
+    import json
+
+    from prunefast.score.table import load_scores
+
+    prunefast("select", run)
+    before = load_scores(run / "scores.parquet", "gaussian")
+    manifest = json.loads((run / "features.json").read_text())
+    (run / "features.json").write_text(json.dumps(manifest | {"package_version": "another"}))
+    values = np.load(run / "features.npy")
+    np.save(run / "features.npy", values * np.linspace(1, 2, values.shape[1], dtype=np.float32))
+    prunefast("select", run)
+    assert not np.array_equal(load_scores(run / "scores.parquet", "gaussian"), before)
+
+
+def test_other_sampling_options_replace_the_samples_of_a_run(prunefast, images: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = ("run", images, "-o", run, "--keep", 0.5, *TRAINING, "--json")
+    first = prunefast(*command, "--steps", 2, "--samples", 12)
+    other = prunefast(*command, "--steps", 3, "--samples", 6)
+    assert other.status == 0, other.err
+    assert other.facts["train"]["repeated"]
+    assert not other.facts["sample"]["repeated"]
+    assert len(list((run / "samples").rglob("*.png"))) == 6
+    assert other.facts["evaluate"]["metrics"] != first.facts["evaluate"]["metrics"]
+
+
+def test_a_run_goes_on_with_its_own_settings(prunefast, images: Path, tmp_path: Path, monkeypatch) -> None:
+    from prunefast.train import PRESETS
+
+    run = tmp_path / "run"
+    command = ("run", images, "-o", run, "--keep", 0.5, *TRAINING, *SAMPLING, "--samples", 12, "--json")
+    prunefast(*command)
+    monkeypatch.setitem(PRESETS, "cpu", PRESETS["cpu"] | {"lr": 0.5, "process": "ddpm-linear"})  # another version
+    again = prunefast(*command)
+    assert again.status == 0, again.err
+    assert again.facts["train"]["repeated"]
+
+
+def test_options_of_the_data_are_not_ignored(prunefast, run: Path, tmp_path: Path) -> None:
+    for arguments in (
+        ("embed", "-o", run, "--image-size", 4),
+        ("train", run, "--split", "test"),
+        ("evaluate", tmp_path, "--reference", run, "--split", "test"),
+    ):
+        prunefast("select", run)
+        call = prunefast(*arguments)
+        assert call.status == 2
+        assert "leave it out" in call.error
+
+
+def test_an_unknown_flag_is_said_by_its_command(prunefast) -> None:
+    assert prunefast("select", "run", "--kep", 0.3).error.startswith("prunefast select: unrecognized arguments: --kep")

@@ -11,6 +11,7 @@ import torch
 
 from prunefast.data import from_arrays, open_dataset
 from prunefast.errors import InputError, InputTypeError, MachineError
+from prunefast.files import lock_folder
 from prunefast.select import Coreset
 from prunefast.train import TIMING_KEYS, TrainConfig, TrainingStopped, read_metrics, train
 from prunefast.train import loop as loop_module
@@ -499,7 +500,7 @@ def test_leftovers_of_a_killed_process_are_removed(data, make_config, tmp_path):
 def test_two_trainings_in_one_folder(data, make_config, tmp_path):
     folder = tmp_path / "run" / "train"
     folder.mkdir(parents=True)
-    with checkpoints.lock_folder(folder), pytest.raises(InputError, match="another process is training"):
+    with lock_folder(folder, "training"), pytest.raises(InputError, match="another process is training"):
         train(make_config(), data)
 
 
