@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from prunefast.errors import InputError
-from prunefast.ops import native
+from prunefast.ops import cuda, native
 from prunefast.ops.arrays import SEED_LIMIT, as_tensor, check_integer, check_matrix, check_same_device, like
 from prunefast.ops.topk import _topk, _unit_rows
 
@@ -92,6 +92,8 @@ def _sums(data: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
     """Float64 [k, D]: rows are added in their order, so the sum has one value."""
     if data.device.type == "cpu":
         return native.class_sums(data, labels, k)[0]
+    if data.device.type == "cuda" and cuda.live(data):
+        return cuda.class_sums(data, labels, k)[0]
     sums = torch.zeros((k, data.shape[1]), dtype=torch.float64, device=data.device)
     step = max(1, (1 << 24) // data.shape[1])
     for start in range(0, data.shape[0], step):
