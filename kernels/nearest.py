@@ -41,8 +41,8 @@ def pack_kernel(
     """One row: float16((x - centre) scale), |x - centre| scale, and scale, a power of two."""
     row = tl.program_id(0).to(tl.int64)
     limit = tl.load(common_scale)
-    largest = 0.0
-    square = 0.0
+    largest = tl.full((), 0.0, tl.float32)
+    square = tl.full((), 0.0, tl.float64)
     for start in range(0, padded, BLOCK):
         column = start + tl.arange(0, BLOCK)
         inside = column < columns
@@ -337,6 +337,6 @@ def nearest(
             INNER=inner,
             SELF=exclude_self,
             COLUMNS=64,
-            DEPTH=64,
+            DEPTH=32,
         )
     return index, direct(x, y, index, inner, torch.float32)

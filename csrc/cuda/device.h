@@ -113,6 +113,26 @@ PRUNEFAST_DEVICE float read(const void* data, int32_t dtype, int64_t at) {
 
 // ---- accesses of 16 bytes
 
+// One store of 16 or 8 bytes. Spelt out: the compiler cuts some assignments of a uint4 into four stores.
+PRUNEFAST_DEVICE void store_words(void* to, uint4 words) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(words.x),
+               "r"(words.y), "r"(words.z), "r"(words.w)
+               : "memory");
+#else
+  memcpy(to, &words, sizeof words);
+#endif
+}
+
+PRUNEFAST_DEVICE void store_words(void* to, uint2 words) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(words.x), "r"(words.y)
+               : "memory");
+#else
+  memcpy(to, &words, sizeof words);
+#endif
+}
+
 template <typename T>
 struct alignas(16) Vector {
   static constexpr int size = 16 / sizeof(T);
@@ -135,7 +155,7 @@ PRUNEFAST_DEVICE void store_vector(T* to, const float* in) {
   for (int i = 0; i < Vector<T>::size; ++i) vector.value[i] = from_float<T>(in[i]);
   uint4 bits;
   memcpy(&bits, &vector, 16);
-  *reinterpret_cast<uint4*>(to) = bits;
+  store_words(to, bits);
 }
 
 // ---- sums

@@ -1,4 +1,6 @@
 // Random numbers of many samples: a thread makes whole quads and writes them with one access where it may.
+#include <type_traits>
+
 #include "device.h"
 
 namespace prunefast {
@@ -6,8 +8,8 @@ namespace {
 
 constexpr int64_t kBlockElements = 16 * kBlock;  // a thread writes up to sixteen numbers
 
-template <int Kind, typename T>
-PRUNEFAST_DEVICE void put(T* out, int64_t at, int count, bool vector, const Quad& quad) {
+template <int Kind, typename T, bool vector>
+PRUNEFAST_DEVICE void put(T* out, int64_t at, int count, const Quad& quad) {
   alignas(16) T value[4];
   if constexpr (Kind == PRUNEFAST_WORDS) {
     for (int i = 0; i < 4; ++i) value[i] = quad.word[i];
@@ -20,25 +22,22 @@ PRUNEFAST_DEVICE void put(T* out, int64_t at, int count, bool vector, const Quad
     }
     for (int i = 0; i < 4; ++i) value[i] = from_float<T>(number[i]);
   }
-  if (vector) {
-    uint32_t word[sizeof(T)];  // four numbers are as many words as one has bytes
-    memcpy(word, value, 4 * sizeof(T));
-    if constexpr (sizeof(T) == 4) {
-      *reinterpret_cast<uint4*>(out + at) = {word[0], word[1], word[2], word[3]};
-    } else {
-      *reinterpret_cast<uint2*>(out + at) = {word[0], word[1]};
-    }
-    return;
-  }
+  if constexpr (vector) {
+    using Words = std::conditional_t<sizeof(T) == 4, uint4, uint2>;
+    Words words;
+    memcpy(&words, value, sizeof words);
+    store_words(out + at, words);
+  } else {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (i < count) out[at + i] = value[i];
+    for (int i = 0; i < 4; ++i) {
+      if (i < count) out[at + i] = value[i];
+    }
   }
 }
 
-template <int Kind, typename T>
+template <int Kind, typename T, bool vector>
 __global__ void __launch_bounds__(kBlock) philox_kernel(T* out, int64_t elements, int64_t blocks, uint64_t seed,
-                                                        uint32_t stream, const int64_t* position, bool vector) {
+                                                        uint32_t stream, const int64_t* position) {
   const int64_t sample = blockIdx.x / blocks, block = blockIdx.x % blocks;
   const uint64_t place = (uint64_t)position[sample];
 #pragma unroll 1
@@ -46,8 +45,8 @@ __global__ void __launch_bounds__(kBlock) philox_kernel(T* out, int64_t elements
     const int64_t quad = block * (kBlockElements / 4) + part * kBlock + threadIdx.x, element = quad * 4;
     if (element >= elements) return;
     const int64_t left = elements - element;
-    put<Kind>(out, sample * elements + element, left < 4 ? (int)left : 4, vector,
-              philox((uint32_t)quad, stream, place, seed));
+    put<Kind, T, vector>(out, sample * elements + element, left < 4 ? (int)left : 4,
+                         philox((uint32_t)quad, stream, place, seed));
   }
 }
 
@@ -63,8 +62,9 @@ template <int Kind, typename T>
 int32_t start(const Job& job, void* stream) {
   const int64_t blocks = blocks_for(job.elements, kBlockElements);
   const bool vector = job.elements % 4 == 0 && (uintptr_t)job.out % (4 * sizeof(T)) == 0;
-  return check(launch(philox_kernel<Kind, T>, job.samples * blocks, kBlock, stream, static_cast<T*>(job.out),
-                      job.elements, blocks, job.seed, job.stream_word, job.position, vector),
+  return check(launch(vector ? philox_kernel<Kind, T, true> : philox_kernel<Kind, T, false>, job.samples * blocks,
+                      kBlock, stream, static_cast<T*>(job.out), job.elements, blocks, job.seed, job.stream_word,
+                      job.position),
                "philox");
 }
 

@@ -106,7 +106,11 @@ CHOICES = list(itertools.product([torch.float32, torch.bfloat16, torch.float16],
 @pytest.mark.parametrize(("shape", "image"), SHAPES)
 @pytest.mark.parametrize(("dtype", "random", "last"), CHOICES)
 def test_denoising_loss(shape, image, dtype, random, last):
-    for x0_dtype, noise_dtype in ((torch.uint8, torch.float32), (torch.float32, torch.float16), (dtype, torch.bfloat16)):
+    for x0_dtype, noise_dtype in (
+        (torch.uint8, torch.float32),
+        (torch.float32, torch.float16),
+        (dtype, torch.bfloat16),
+    ):
         pred, x0, noise, (a, b, scale, weight, limit), corner, flip = images(shape, image, dtype, x0_dtype, last)
         noise = noise.to(noise_dtype)
         cut = tuple(image) != shape[2:] or x0_dtype == torch.float32
@@ -192,7 +196,9 @@ def test_add_noise(shape, image, dtype, random, last):
         assert torch.equal(result, core)  # the CPU's bits, which its own tests compare with float64
 
 
-@pytest.mark.parametrize(("rows", "columns", "classes"), [(0, 3, 2), (1, 1, 1), (300, 65, 7), (1000, 128, 3), (64, 132, 200)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "classes"), [(0, 3, 2), (1, 1, 1), (300, 65, 7), (1000, 128, 3), (64, 132, 200)]
+)
 def test_class_sums(rows, columns, classes):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows, columns + 4, generator=generator)[:, 4:]
@@ -217,7 +223,9 @@ def norm_reference(x, groups, weight, bias, scale, shift, eps, silu):
 def test_group_norm_silu(shape, dtype, modulated, silu):
     generator = torch.Generator().manual_seed(0)
     form = torch.channels_last
-    x, gradient = ((torch.randn(shape, generator=generator) * 2 + 1).to(dtype).contiguous(memory_format=form) for _ in "ab")
+    x, gradient = (
+        (torch.randn(shape, generator=generator) * 2 + 1).to(dtype).contiguous(memory_format=form) for _ in "ab"
+    )
     weight, bias = torch.randn(2, shape[1], generator=generator)
     scale, shift = torch.randn(shape[0], 2 * shape[1], generator=generator).to(dtype).chunk(2, 1)
     modulation = (scale, shift) if modulated else (None, None)

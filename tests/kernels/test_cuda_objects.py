@@ -63,7 +63,7 @@ def test_no_spills_and_shared_memory_within_limits(architecture):
 WIDE = {
     "loss_kernel": {"tensor": (4, 1), "linear": (3, 1)},
     "noise_kernel": {"tensor": (3, 1), "linear": (2, 1)},
-    "philox_kernel": (0, 0),
+    "philox_kernelILi2EfLb1": (0, 1),
     "part_kernel": (1, 0),
     "moments_kernel": (2, 0),
     "gradient_sums_kernel": (4, 0),
@@ -103,7 +103,6 @@ def test_accesses_of_16_bytes(architecture):
                 wanted = (0, 0) if kernel == "part_kernel" and "ILb0E" in name else least
             assert loads >= wanted[0], (name, loads)
             assert stores >= wanted[1], (name, stores)
-    assert any(stores for name, (_, stores) in counts.items() if "philox_kernel" in name)
 
 
 @needs_cuobjdump
