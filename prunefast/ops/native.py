@@ -116,6 +116,39 @@ def add_noise(
     return out
 
 
+def group_norm_silu(
+    x: torch.Tensor, groups: int, weight, bias, scale, shift, eps: float, silu: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(y, mean, rstd [samples, groups]) of a dense NHWC x."""
+    y = torch.empty_like(x)
+    mean, rstd = weight.new_empty((x.shape[0], groups)), weight.new_empty((x.shape[0], groups))
+    if x.numel():
+        tensors = [address(t) for t in (x, weight, bias, scale, shift, mean, rstd, y)]
+        _native.group_norm_silu(_norm_sizes(x, groups, silu, eps), tuple(tensors))
+    return y, mean, rstd
+
+
+def group_norm_silu_backward(
+    gradient: torch.Tensor, x: torch.Tensor, mean, rstd, groups: int, weight, bias, scale, shift, silu: bool
+) -> tuple[torch.Tensor, ...]:
+    """Gradients of x, weight, bias, scale and shift (the last two empty without a scale)."""
+    result = torch.empty_like(x)
+    of_weight, of_bias = torch.empty_like(weight), torch.empty_like(bias)
+    of_scale, of_shift = weight.new_empty(0), weight.new_empty(0)
+    if scale is not None:
+        of_scale, of_shift = torch.empty_like(scale), torch.empty_like(scale)
+    written = [of_weight, of_bias, None if scale is None else of_scale, None if scale is None else of_shift]
+    if x.numel():
+        tensors = (x, weight, bias, scale, shift, mean, rstd, gradient, result, *written)
+        _native.group_norm_silu(_norm_sizes(x, groups, silu, 0.0), tuple(address(t) for t in tensors))
+    return result, of_weight, of_bias, of_scale, of_shift
+
+
+def _norm_sizes(x: torch.Tensor, groups: int, silu: bool, eps: float) -> tuple:
+    pixels = math.prod(x.shape[2:])
+    return (x.shape[0], pixels, x.shape[1], groups, DTYPES[x.dtype], silu, threads(), eps)
+
+
 def _call(function, *arguments) -> None:
     """The core refuses labels and boxes out of range, which only it reads."""
     try:

@@ -50,6 +50,11 @@ struct Panels {
   int64_t width;
 };
 
+// One sample of a group norm, a value a channel: h = (x - mean) p + q; gradient of x = dh p + ((x - mean) e + f).
+struct NormChannels {
+  const float *mean, *p, *q, *e, *f;
+};
+
 struct Kernels {
   const char* name;
   int64_t vector;  // floats in a register
@@ -73,6 +78,18 @@ struct Kernels {
   double (*direct_squared)(const float* x, const float* y, int64_t columns);
   double (*direct_inner)(const float* x, const float* y, int64_t columns);
   void (*add_row)(double* sum, const float* x, int64_t columns);
+
+  // Pixels of `channels` values side by side, the first at `offset` of each operand and at the start of `kept`, the gradient
+  // of h (or null); channel arrays are padded to whole registers. Sums are added to.
+  void (*norm_origin)(int32_t dtype, const void* x, int64_t channels, float* origin);
+  void (*norm_sums)(int32_t dtype, const void* x, int64_t offset, int64_t pixels, int64_t channels, const float* origin,
+                    double* sum, double* square);
+  void (*norm_apply)(int32_t dtype, bool silu, const void* x, void* y, int64_t offset, int64_t pixels, int64_t channels,
+                     const NormChannels* c);
+  void (*norm_gradient_sums)(int32_t dtype, bool silu, const void* x, const void* dy, float* kept, int64_t offset,
+                             int64_t pixels, int64_t channels, const NormChannels* c, double* sum, double* moment);
+  void (*norm_gradient)(int32_t dtype, bool silu, const void* x, const void* dy, const float* kept, void* dx,
+                        int64_t offset, int64_t pixels, int64_t channels, const NormChannels* c);
 };
 
 extern const Kernels kernels_baseline;

@@ -118,6 +118,27 @@ typedef struct {
 } prunefast_add_noise_args;
 PRUNEFAST_API int32_t prunefast_add_noise(const prunefast_add_noise_args* args);
 
+/* silu(h) or h, h = (group_norm(x) weight + bias) (1 + scale) + shift; tensors are contiguous [samples, pixels, channels]
+ * (NHWC). The backward call reads mean and rstd of the forward one. */
+typedef struct {
+  int64_t samples, pixels, channels, groups;
+  int32_t dtype; /* of x, y and their gradients */
+  int32_t silu;
+  int32_t threads;
+  float eps;
+  const void* x;
+  const float *weight, *bias;  /* [channels] */
+  const float *scale, *shift;  /* [samples, channels]; null: zeros */
+  float *mean, *rstd;          /* [samples, groups] */
+  void* y;                     /* out, forward */
+  const void* gradient_y;      /* and the rest for backward; null in forward */
+  void* gradient_x;            /* out */
+  float *gradient_weight, *gradient_bias; /* out: [channels] */
+  float *gradient_scale, *gradient_shift; /* out: [samples, channels], or null */
+} prunefast_group_norm_args;
+PRUNEFAST_API int32_t prunefast_group_norm_silu(const prunefast_group_norm_args* args);
+PRUNEFAST_API int32_t prunefast_group_norm_silu_backward(const prunefast_group_norm_args* args);
+
 #ifdef __cplusplus
 }
 #endif
