@@ -32,7 +32,12 @@ typedef enum {
   PRUNEFAST_UINT8 = 3, /* clean images only: read as x / 127.5 - 1 */
 } prunefast_dtype;
 
-typedef enum { PRUNEFAST_BASELINE = 0, PRUNEFAST_AVX2 = 1, PRUNEFAST_AVX512 = 2 } prunefast_isa;
+typedef enum {
+  PRUNEFAST_BASELINE = 0,
+  PRUNEFAST_AVX2 = 1,
+  PRUNEFAST_AVX512 = 2,
+  PRUNEFAST_AVX512BF16 = 3, /* AVX512 with distances screened in bfloat16 */
+} prunefast_isa;
 
 typedef enum { PRUNEFAST_WORDS = 0, PRUNEFAST_UNIFORM = 1, PRUNEFAST_NORMAL = 2 } prunefast_random_kind;
 
@@ -41,7 +46,7 @@ PRUNEFAST_API int32_t prunefast_abi_version(void);
 PRUNEFAST_API const char* prunefast_last_error(void);
 
 /* The instruction set in use: the widest one that was compiled in, that processor and system support, and that the
- * environment variable PRUNEFAST_ISA (baseline, avx2 or avx512; read once) allows. */
+ * environment variable PRUNEFAST_ISA (baseline, avx2, avx512 or avx512bf16; read once) allows. */
 PRUNEFAST_API int32_t prunefast_isa_in_use(void);
 PRUNEFAST_API int32_t prunefast_isa_available(int32_t isa);
 PRUNEFAST_API const char* prunefast_isa_name(int32_t isa); /* null: no such set */
