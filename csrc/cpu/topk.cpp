@@ -67,7 +67,9 @@ Packed pack(const prunefast_topk_args& args, const Kernels& set, const NarrowKer
     for (int64_t j = 0; j < others; ++j) set.add_row(sum.data(), args.y + j * args.y_row_stride, columns);
     for (int64_t d = 0; d < columns; ++d) packed.mean[d] = static_cast<float>(sum[d] / static_cast<double>(others));
   }
-  const int64_t registers = others <= set.vector ? 1 : (others <= 2 * set.vector ? 2 : 4);
+  // Four registers a panel are fastest; two where that pads with at least a twelfth less.
+  const auto rounded = [=](int64_t to) { return (others + to * set.vector - 1) / (to * set.vector) * to * set.vector; };
+  const int64_t registers = others <= set.vector ? 1 : (12 * rounded(2) <= 11 * rounded(4) ? 2 : 4);
   const int64_t width = registers * set.vector, pairs = (columns + 1) / 2;
   packed.width = width;
   packed.padded = (others + width - 1) / width * width;
@@ -178,6 +180,12 @@ class Search {
     RowNorms norms[kRows];
     if (!packed_.direct) screen(first, last, norms, w);
     for (int64_t r = 0; r < last - first; ++r) {
+      if (!packed_.direct && norms[r].screened && args_.k == 1 && w.candidates[r].size() == 1) {  // most rows
+        const int64_t j = w.candidates[r][0].index;
+        args_.index[first + r] = j;
+        args_.distance[first + r] = static_cast<float>(distance(first + r, j));
+        continue;
+      }
       w.neighbours.clear();
       if (!packed_.direct && norms[r].screened) {
         for (const Candidate& c : w.candidates[r]) w.neighbours.push_back({distance(first + r, c.index), c.index});
@@ -202,7 +210,7 @@ class Search {
   void screen(int64_t first, int64_t last, RowNorms* norms, Workspace& w) const {
     const int64_t count = last - first, width = packed_.width, panels = packed_.padded / width;
     const int64_t pairs = pair_stride(args_.columns), stride = chunk_panels_ * width;
-    const double rounding = 1 + 0x1p-23 * static_cast<double>(args_.columns + 8);  // of a norm added up in float32
+    const float rounding = 1 + 0x1p-23f * static_cast<float>(args_.columns + 16);  // of a norm added up in float32
     for (int64_t r = 0; r < count; ++r) {
       const float* x = args_.x + (first + r) * args_.x_row_stride;
       float squared, lost = 0;
@@ -211,8 +219,8 @@ class Search {
       else
         squared = set_.centre_row(x, packed_.mean.data(), args_.columns, w.centred.data() + r * args_.columns);
       norms[r].screened = squared < kNormLimit * kNormLimit;
-      norms[r].norm = round_up(std::sqrt(squared * rounding + 0x1p-126));
-      norms[r].lost = round_up(std::sqrt(lost * rounding + 0x1p-126));
+      norms[r].norm = std::sqrt(squared * rounding + 0x1p-126f);
+      norms[r].lost = std::sqrt(lost * rounding + 0x1p-126f);
       norms[r].threshold = kLowest;
       w.candidates[r].clear();
     }

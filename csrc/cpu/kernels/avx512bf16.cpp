@@ -1,6 +1,7 @@
 // Screening scores from bfloat16 pairs (VDPBF16PS) and the conversion with what it loses; CMakeLists.txt gives this file
 // its flags.
-#include "distance.h"
+#include "simd.h"
+#include "table.h"
 
 namespace prunefast {
 namespace {
