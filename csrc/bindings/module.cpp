@@ -106,10 +106,10 @@ PYBIND11_MODULE(_native, m) {
     run([&] { return prunefast_topk(&args); });
   });
   m.def("class_sums", [](uintptr_t x, int64_t rows, int64_t columns, int64_t x_row_stride, uintptr_t labels,
-                         int64_t classes, uintptr_t sums, uintptr_t counts, int32_t threads) {
+                         int64_t classes, uintptr_t sums, uintptr_t counts, bool add, int32_t threads) {
     run([=] {
       return prunefast_class_sums(pointer<float>(x), rows, columns, x_row_stride, pointer<int64_t>(labels), classes,
-                                  pointer<double>(sums), pointer<int64_t>(counts), threads);
+                                  pointer<double>(sums), pointer<int64_t>(counts), add, threads);
     });
   });
   m.def("denoising_loss",

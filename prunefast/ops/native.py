@@ -48,13 +48,18 @@ def unit_rows(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
-def class_sums(x: torch.Tensor, labels: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(float64 [classes, columns] sums of the rows of each class, int64 [classes] counts)."""
+def class_sums(
+    x: torch.Tensor, labels: torch.Tensor, classes: int, onto: tuple[torch.Tensor, torch.Tensor] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(float64 [classes, columns] sums of the rows of each class, int64 [classes] counts), or added to `onto`."""
     x, labels = unit_rows(x), labels.contiguous()
-    sums = torch.empty((classes, x.shape[1]), dtype=torch.float64)
-    counts = torch.empty(classes, dtype=torch.int64)
+    if onto is None:
+        sums = torch.empty((classes, x.shape[1]), dtype=torch.float64)
+        counts = torch.empty(classes, dtype=torch.int64)
+    else:
+        sums, counts = onto
     sizes = (x.shape[0], x.shape[1], x.stride(0), labels.data_ptr(), classes)
-    _native.class_sums(x.data_ptr(), *sizes, sums.data_ptr(), counts.data_ptr(), threads())
+    _native.class_sums(x.data_ptr(), *sizes, sums.data_ptr(), counts.data_ptr(), onto is not None, threads())
     return sums, counts
 
 

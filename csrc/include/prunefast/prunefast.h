@@ -76,10 +76,10 @@ typedef struct {
 PRUNEFAST_API int32_t prunefast_topk(const prunefast_topk_args* args);
 
 /* sums[c] += rows of x with label c, added in their order in float64; sums: contiguous [classes, columns], counts:
- * [classes], both set to zero first. */
+ * [classes], both set to zero first unless `add`. */
 PRUNEFAST_API int32_t prunefast_class_sums(const float* x, int64_t rows, int64_t columns, int64_t x_row_stride,
                                            const int64_t* labels, int64_t classes, double* sums, int64_t* counts,
-                                           int32_t threads);
+                                           int32_t add, int32_t threads);
 
 /* An operand of the image kernels; data == null: absent. Strides of (sample, channel, row, column). */
 typedef struct {
