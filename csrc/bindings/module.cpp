@@ -71,10 +71,10 @@ PYBIND11_MODULE(_native, m) {
     run([&] { return prunefast_topk(&args); });
   });
   m.def("class_sums", [](uintptr_t x, int64_t rows, int64_t columns, int64_t x_row_stride, uintptr_t labels,
-                         int64_t classes, uintptr_t sums, uintptr_t counts, int32_t threads) {
+                         int64_t classes, uintptr_t sums, uintptr_t counts, bool add, int32_t threads) {
     run([=] {
       return prunefast_class_sums(pointer<float>(x), rows, columns, x_row_stride, pointer<int64_t>(labels), classes,
-                                  pointer<double>(sums), pointer<int64_t>(counts), threads);
+                                  pointer<double>(sums), pointer<int64_t>(counts), add, threads);
     });
   });
   m.def("denoising_loss",
@@ -103,4 +103,28 @@ PYBIND11_MODULE(_native, m) {
                                                  image(out), coordinates};
           run([&] { return prunefast_add_noise(&args); });
         });
+  // sizes: samples, pixels, channels, groups, dtype, silu, threads, eps; tensors: x, weight, bias, scale, shift, mean,
+  // rstd, then y (forward) or the gradients of y, x, weight, bias, scale and shift (backward).
+  m.def("group_norm_silu", [](const py::tuple& sizes, const py::tuple& tensors) {
+    prunefast_group_norm_args args = {};
+    int64_t* const counts[] = {&args.samples, &args.pixels, &args.channels, &args.groups};
+    for (size_t i = 0; i < 4; ++i) *counts[i] = sizes[i].cast<int64_t>();
+    args.dtype = sizes[4].cast<int32_t>();
+    args.silu = sizes[5].cast<bool>();
+    args.threads = sizes[6].cast<int32_t>();
+    args.eps = sizes[7].cast<float>();
+    const auto at = [&](size_t i) { return tensors[i].cast<uintptr_t>(); };
+    args.x = pointer<void>(at(0));
+    args.weight = pointer<float>(at(1)), args.bias = pointer<float>(at(2));
+    args.scale = pointer<float>(at(3)), args.shift = pointer<float>(at(4));
+    args.mean = pointer<float>(at(5)), args.rstd = pointer<float>(at(6));
+    if (tensors.size() == 8) {
+      args.y = pointer<void>(at(7));
+      return run([&] { return prunefast_group_norm_silu(&args); });
+    }
+    args.gradient_y = pointer<void>(at(7)), args.gradient_x = pointer<void>(at(8));
+    args.gradient_weight = pointer<float>(at(9)), args.gradient_bias = pointer<float>(at(10));
+    args.gradient_scale = pointer<float>(at(11)), args.gradient_shift = pointer<float>(at(12));
+    run([&] { return prunefast_group_norm_silu_backward(&args); });
+  });
 }
