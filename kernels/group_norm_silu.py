@@ -1,7 +1,7 @@
-"""Group norm, modulation and SiLU of channels_last images on a GPU; the steps are those of csrc/cuda/group_norm_silu.cu.
+"""Group norm, modulation and SiLU of channels_last images on a GPU, in the steps of csrc/cuda/group_norm_silu.cu.
 
 Sums of each channel over a chunk of pixels (about the first pixel, so an offset costs no digits), torch for the small
-tables of channels in float64, then one pass that is a multiply-add and the activation. Chunks are summed in their order.
+tables of channels in float64, then one pass of a multiply-add and the activation. Chunks are summed in their order.
 """
 
 import torch

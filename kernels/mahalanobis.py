@@ -1,4 +1,4 @@
-"""Squared Mahalanobis distances on a GPU: |W (x - mean)|^2 with W the inverse Cholesky factor, one product and a row norm.
+"""Squared Mahalanobis distances on a GPU: |W (x - mean)|^2, W the inverse Cholesky factor: a product and a row norm.
 
 The product runs in three TF32 parts (about float32 accuracy), so the result is good to some 1e-6 of itself times the
 condition number of W: a screening, or a score where six digits do. `gaussian_log_likelihood` promises more and stays in

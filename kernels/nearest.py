@@ -4,11 +4,11 @@
 
 1. `pack_kernel` centres rows, scales them by powers of two so that float16 holds them, and keeps their lengths. Float16
    rounds eight times finer than bfloat16 at the same speed, and the scaling takes away its narrow range.
-2. `score_kernel` starts its accumulator at -|y|^2 / 2, so a tile costs a product and one max-with-index; it keeps the best
-   score, its column and the runner-up. A row whose margin is above twice the rounding bound is done. Others enter a list
-   that stays on the device, with its length.
-3. `exact_kernel` walks that list: float32 direct differences of every column, whose relative error is known, and float64
-   ones for those tiles that could hold the nearest row. So duplicates, ties and near-ties end right, only slower.
+2. `score_kernel` starts its accumulator at -|y|^2 / 2: a tile costs a product and one max-with-index. It keeps the
+   best score, its column and the runner-up. A row whose margin is above twice the rounding bound is done; others enter
+   a list that stays on the device, with its length.
+3. `exact_kernel` walks that list: float32 direct differences of every column, whose relative error is known, and
+   float64 ones for those tiles that could hold the nearest row. So duplicates and ties end right, only slower.
 4. `distance_kernel` writes the float64 direct distance of each row's pick.
 
 The host reads nothing back. Sizes are run-time arguments, so nothing recompiles for a new N, K or D.
@@ -118,7 +118,7 @@ def score_kernel(
         best = tl.maximum(best, top)
     tl.store(index + row, place.to(tl.int64), mask=inside)
     if CERTIFY:
-        # |error of a score| <= bound: rounding of both operands to float16 (2^-11 each, 2^-25 where it is subnormal), the
+        # |error of a score| <= bound: rounding of both operands to float16 (2^-11 each, 2^-25 where subnormal), the
         # product's float32 sums (padded + 8 terms), the start value.
         longest = tl.load(limits + 1)
         mine = tl.load(length + row, mask=inside, other=0.0)

@@ -3,8 +3,8 @@
     python benchmarks/gpu/operators.py --out operators.json        # a GPU; some minutes
     python benchmarks/gpu/operators.py --rehearse                  # a CPU, small sizes: does it run and is it right?
 
-Every case makes fresh random inputs. A check compares with a direct float64 formula written here, and poisons what it
-can; timing uses device events around many calls over rotated input sets that together exceed the cache, after a warm-up.
+Every case makes fresh random inputs. A check compares with a direct float64 formula written here, twice; timing uses
+device events around many calls over rotated input sets that together exceed the cache, after a warm-up.
 `check(case, device)` and `measure(case, device)` serve larger jobs; `CASES` lists what there is.
 """
 
@@ -295,7 +295,7 @@ def error_of(found: torch.Tensor, truth: torch.Tensor) -> float:
 
 
 def check(case: Case, device: torch.device, seed: int = 0) -> dict[str, Any]:
-    """{"case", "error", "tolerance", "ok", "repeats"}: the worst output, and whether a second run gave the same bits."""
+    """{case, error, tolerance, ok, repeats}: the worst output, and whether a second run gave the same bits."""
     inputs = case.make(device, generator_of(device, seed))
     found, again = case.run(*inputs), case.run(*inputs)
     errors = [error_of(a, b) for a, b in zip(found, case.truth(*inputs), strict=True)]

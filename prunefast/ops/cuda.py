@@ -140,7 +140,7 @@ def _norm_arguments(x, groups, weight, bias, scale, shift, eps, silu, mean, rstd
 def group_norm_silu(x, groups, weight, bias, scale, shift, eps, silu) -> tuple[torch.Tensor, ...]:
     """(y, mean, rstd); mean and rstd float32 [samples, groups]. What `takes_norm` allows, rows of parameters dense."""
     y = torch.empty_like(x)
-    mean, rstd = torch.empty((2, x.shape[0], groups), dtype=torch.float32, device=x.device)
+    mean, rstd = (torch.empty((x.shape[0], groups), dtype=torch.float32, device=x.device) for _ in range(2))
     fields = _norm_arguments(x, groups, weight, bias, scale, shift, eps, silu, mean, rstd)
     workspace = _bytes(kernels().group_norm_silu_workspace(fields), x)
     kernels().group_norm_silu(fields, y.data_ptr(), workspace.data_ptr(), *place(x))

@@ -4,8 +4,9 @@ import torch
 from torch.nn import functional
 
 from prunefast.errors import InputError, InputTypeError
-from prunefast.ops import library, native
+from prunefast.ops import cuda, library, native
 from prunefast.ops.arrays import check_integer
+from prunefast.ops.backends import triton_is_live
 
 _FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -58,8 +59,8 @@ def group_norm_silu(
 
 
 def can_fuse(x: torch.Tensor, *parameters: torch.Tensor | None) -> bool:
-    """Whether the native kernel takes it: on a CPU, not float64, pixels of channels side by side, not in torch.func."""
-    if x.device.type != "cpu" or x.dtype not in _FUSED_DTYPES or not _channels_innermost(x):
+    """Whether a fused kernel takes it: CPU or GPU, not float64, channels of a pixel side by side, not in torch.func."""
+    if x.device.type not in ("cpu", "cuda") or x.dtype not in _FUSED_DTYPES or not _channels_innermost(x):
         return False
     if any(p is not None and (p.dtype not in _FUSED_DTYPES or p.device != x.device) for p in parameters):
         return False
@@ -118,6 +119,33 @@ def _cpu_backward(gradient, x, *rest):
     return native.group_norm_silu_backward(_innermost(gradient), _innermost(x), *rest)
 
 
+def _cuda(x, groups, weight, bias, scale, shift, eps, silu):
+    """CUDA C++ where it was built, Triton otherwise, else torch."""
+    x = _innermost(x)
+    arguments = (x, groups, weight, bias, scale, shift, eps, silu)
+    if cuda.live(x) and cuda.takes_norm(x, weight, bias, scale, shift):
+        return cuda.group_norm_silu(*arguments)
+    if not triton_is_live() or x.numel() == 0:
+        return _portable(*arguments)
+    from prunefast.kernels.group_norm_silu import group_norm_silu as kernel
+
+    with torch.cuda.device(x.device):
+        return kernel(*arguments)
+
+
+def _cuda_backward(gradient, x, mean, rstd, groups, weight, bias, scale, shift, silu):
+    gradient, x = _innermost(gradient), _innermost(x)
+    arguments = (gradient, x, mean, rstd, groups, weight, bias, scale, shift, silu)
+    if cuda.live(x) and all(cuda.takes_norm(t, weight, bias, scale, shift) for t in (x, gradient)):
+        return cuda.group_norm_silu_backward(*arguments)
+    if not triton_is_live() or x.numel() == 0:
+        return _portable_backward(*arguments)
+    from prunefast.kernels.group_norm_silu import group_norm_silu_backward as kernel
+
+    with torch.cuda.device(x.device):
+        return kernel(*arguments)
+
+
 def _normalised(x, mean, rstd, groups):
     grouped = x.float().unflatten(1, (groups, -1)).flatten(2)
     return ((grouped - mean[..., None]) * rstd[..., None]).reshape(x.shape)
@@ -170,6 +198,7 @@ _forward = library.define(
     "group_norm_silu(Tensor x, int groups, Tensor weight, Tensor bias, Tensor? scale, Tensor? shift, float eps, "
     "bool silu) -> (Tensor, Tensor, Tensor)",
     cpu=_cpu,
+    cuda=_cuda,
     portable=_portable,
     fake=_fake,
 )
@@ -177,6 +206,7 @@ _backward = library.define(
     "group_norm_silu_backward(Tensor gradient, Tensor x, Tensor mean, Tensor rstd, int groups, Tensor weight, "
     "Tensor bias, Tensor? scale, Tensor? shift, bool silu) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     cpu=_cpu_backward,
+    cuda=_cuda_backward,
     portable=_portable_backward,
     fake=_fake_backward,
 )

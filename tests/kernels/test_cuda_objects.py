@@ -1,4 +1,4 @@
-"""The CUDA module as it was built: architectures, registers, wide accesses, symbols; and what it says without a driver."""
+"""The CUDA module as built: architectures, registers, wide accesses, symbols; and what it says without a driver."""
 
 import os
 import re

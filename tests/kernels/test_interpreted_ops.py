@@ -1,7 +1,7 @@
 """Distances, noising and the norm in Triton, run by its interpreter on a CPU, against the native core and float64.
 
-As test_interpreted.py: in a process of its own. The interpreter multiplies float16 and float32 right (not bfloat16), never
-in TF32, one program after the other: races and the hardware's rounding do not show here.
+As test_interpreted.py: in a process of its own. The interpreter multiplies float16 and float32 right (not bfloat16),
+never in TF32, one program after the other: races and the hardware's rounding do not show here.
 """
 
 import os
