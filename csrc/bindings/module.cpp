@@ -1,49 +1,14 @@
 // The Python face of the C interface: addresses and sizes in, a status out. It sees neither torch nor NumPy, releases
 // the GIL around every call, and turns a status into an exception; prunefast.ops checks and converts before it comes
 // here.
-#include <pybind11/pybind11.h>
-
 #include <new>
 #include <stdexcept>
 
-#include "prunefast/prunefast.h"
-
-namespace py = pybind11;
+#include "arguments.h"
 
 namespace {
 
-template <typename T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-// (address, dtype, stride of sample, channel, row, column); None: absent.
-prunefast_image image(const py::object& value) {
-  prunefast_image result = {nullptr, {0, 0, 0, 0}, PRUNEFAST_FLOAT32};
-  if (value.is_none()) return result;
-  const auto fields = value.cast<py::tuple>();
-  result.data = pointer<void>(fields[0].cast<uintptr_t>());
-  result.dtype = fields[1].cast<int32_t>();
-  for (size_t i = 0; i < 4; ++i) result.stride[i] = fields[2 + i].cast<int64_t>();
-  return result;
-}
-
-// (sizes of the result: samples, channels, height, width, of x0: height, width; x0; noise; seed; position; corner;
-// flip; threads)
-prunefast_image_args images(const py::tuple& fields) {
-  prunefast_image_args args = {};
-  int64_t* const sizes[] = {&args.samples, &args.channels,     &args.height,
-                            &args.width,   &args.image_height, &args.image_width};
-  for (size_t i = 0; i < 6; ++i) *sizes[i] = fields[i].cast<int64_t>();
-  args.x0 = image(fields[6]);
-  args.noise = image(fields[7]);
-  args.seed = fields[8].cast<uint64_t>();
-  args.position = pointer<int64_t>(fields[9].cast<uintptr_t>());
-  args.corner = pointer<int64_t>(fields[10].cast<uintptr_t>());
-  args.flip = pointer<uint8_t>(fields[11].cast<uintptr_t>());
-  args.threads = fields[12].cast<int32_t>();
-  return args;
-}
+using namespace prunefast;
 
 template <typename Call>
 void run(Call call) {
@@ -106,10 +71,10 @@ PYBIND11_MODULE(_native, m) {
     run([&] { return prunefast_topk(&args); });
   });
   m.def("class_sums", [](uintptr_t x, int64_t rows, int64_t columns, int64_t x_row_stride, uintptr_t labels,
-                         int64_t classes, uintptr_t sums, uintptr_t counts, int32_t threads) {
+                         int64_t classes, uintptr_t sums, uintptr_t counts, bool add, int32_t threads) {
     run([=] {
       return prunefast_class_sums(pointer<float>(x), rows, columns, x_row_stride, pointer<int64_t>(labels), classes,
-                                  pointer<double>(sums), pointer<int64_t>(counts), threads);
+                                  pointer<double>(sums), pointer<int64_t>(counts), add, threads);
     });
   });
   m.def("denoising_loss",
@@ -138,4 +103,28 @@ PYBIND11_MODULE(_native, m) {
                                                  image(out), coordinates};
           run([&] { return prunefast_add_noise(&args); });
         });
+  // sizes: samples, pixels, channels, groups, dtype, silu, threads, eps; tensors: x, weight, bias, scale, shift, mean,
+  // rstd, then y (forward) or the gradients of y, x, weight, bias, scale and shift (backward).
+  m.def("group_norm_silu", [](const py::tuple& sizes, const py::tuple& tensors) {
+    prunefast_group_norm_args args = {};
+    int64_t* const counts[] = {&args.samples, &args.pixels, &args.channels, &args.groups};
+    for (size_t i = 0; i < 4; ++i) *counts[i] = sizes[i].cast<int64_t>();
+    args.dtype = sizes[4].cast<int32_t>();
+    args.silu = sizes[5].cast<bool>();
+    args.threads = sizes[6].cast<int32_t>();
+    args.eps = sizes[7].cast<float>();
+    const auto at = [&](size_t i) { return tensors[i].cast<uintptr_t>(); };
+    args.x = pointer<void>(at(0));
+    args.weight = pointer<float>(at(1)), args.bias = pointer<float>(at(2));
+    args.scale = pointer<float>(at(3)), args.shift = pointer<float>(at(4));
+    args.mean = pointer<float>(at(5)), args.rstd = pointer<float>(at(6));
+    if (tensors.size() == 8) {
+      args.y = pointer<void>(at(7));
+      return run([&] { return prunefast_group_norm_silu(&args); });
+    }
+    args.gradient_y = pointer<void>(at(7)), args.gradient_x = pointer<void>(at(8));
+    args.gradient_weight = pointer<float>(at(9)), args.gradient_bias = pointer<float>(at(10));
+    args.gradient_scale = pointer<float>(at(11)), args.gradient_shift = pointer<float>(at(12));
+    run([&] { return prunefast_group_norm_silu_backward(&args); });
+  });
 }

@@ -12,7 +12,7 @@ namespace prunefast {
 namespace {
 
 struct Features {
-  bool avx2 = false, avx512 = false;
+  bool avx2 = false, avx512 = false, avx512bf16 = false;
 };
 
 #if defined(__x86_64__)
@@ -35,6 +35,7 @@ Features detect() {
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return found;
   found.avx2 = ymm && fma && bit(b, 5);
   found.avx512 = found.avx2 && zmm && bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);  // F, DQ, BW, VL
+  if (found.avx512 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) found.avx512bf16 = bit(a, 5);
   return found;
 }
 #else
@@ -55,6 +56,8 @@ const Kernels* table(int32_t isa) {
       return features().avx2 ? &kernels_avx2 : nullptr;
     case PRUNEFAST_AVX512:
       return features().avx512 ? &kernels_avx512 : nullptr;
+    case PRUNEFAST_AVX512BF16:  // what it adds is in narrow_kernels()
+      return features().avx512bf16 ? &kernels_avx512 : nullptr;
 #endif
     default:
       return nullptr;
@@ -63,8 +66,8 @@ const Kernels* table(int32_t isa) {
 
 int32_t choose() {
   const char* limit = std::getenv("PRUNEFAST_ISA");
-  int32_t widest = PRUNEFAST_AVX512;
-  for (int32_t isa = PRUNEFAST_BASELINE; limit && isa <= PRUNEFAST_AVX512; ++isa)
+  int32_t widest = PRUNEFAST_AVX512BF16;
+  for (int32_t isa = PRUNEFAST_BASELINE; limit && isa <= PRUNEFAST_AVX512BF16; ++isa)
     if (!std::strcmp(limit, prunefast_isa_name(isa))) widest = isa;
   while (!table(widest)) --widest;
   return widest;
@@ -82,6 +85,13 @@ const Kernels& kernels() {
   return set;
 }
 
+const NarrowKernels* narrow_kernels() {
+#if defined(PRUNEFAST_WIDE)
+  if (chosen() == PRUNEFAST_AVX512BF16) return &kernels_avx512bf16;
+#endif
+  return nullptr;
+}
+
 }  // namespace prunefast
 
 int32_t prunefast_isa_in_use(void) { return prunefast::chosen(); }
@@ -89,6 +99,6 @@ int32_t prunefast_isa_in_use(void) { return prunefast::chosen(); }
 int32_t prunefast_isa_available(int32_t isa) { return prunefast::table(isa) != nullptr; }
 
 const char* prunefast_isa_name(int32_t isa) {
-  static const char* const names[] = {"baseline", "avx2", "avx512"};
-  return isa >= PRUNEFAST_BASELINE && isa <= PRUNEFAST_AVX512 ? names[isa] : nullptr;
+  static const char* const names[] = {"baseline", "avx2", "avx512", "avx512bf16"};
+  return isa >= PRUNEFAST_BASELINE && isa <= PRUNEFAST_AVX512BF16 ? names[isa] : nullptr;
 }

@@ -32,15 +32,20 @@ namespace {
 constexpr int64_t kRows = 48;            // rows of x in a block: a panel in the cache is used that often
 constexpr int64_t kChunkColumns = 1024;  // scores of a block at a time: 48 x 1024 floats = 192 KB
 constexpr double kNormLimit = 1e18;      // above it a product may overflow float32: such data is compared directly
+constexpr int64_t kProbedRows = 12;      // rows that decide between bfloat16 and float32 screening
 constexpr int64_t kUncertified = 8;      // candidates beyond k when nothing is to be proven
 constexpr int64_t kGroupedK = kScoreGroups / 2;  // up to this k the group maxima give a useful first threshold
 
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
 struct Packed {
-  std::vector<float> values, start, slack, slack_self, mean;
+  std::vector<float> values, start, mean;
+  std::vector<uint32_t> narrow_values;
+  // Error bound of a score: gain |x| + lost |x - bfloat16(x)| + fixed; a value a row of y, and their maxima a panel.
+  std::vector<float> gain, lost, fixed, panel_gain, panel_lost, panel_fixed;
   Panels panels = {};
-  int64_t padded;
+  NarrowPanels narrow = {};
+  int64_t width = 1, padded = 0;
   bool direct;  // nothing to screen out (every row is an answer), or values too large for it
 };
 
@@ -48,11 +53,13 @@ float round_up(double value) {
   return std::nextafter(static_cast<float>(value), std::numeric_limits<float>::infinity());
 }
 
-Packed pack(const prunefast_topk_args& args, const Kernels& set) {
+// Words of a row in bfloat16, up to whole registers.
+int64_t pair_stride(int64_t columns) { return (columns + 31) / 32 * 16; }
+
+Packed pack(const prunefast_topk_args& args, const Kernels& set, const NarrowKernels* narrow) {
   Packed packed;
   const int64_t columns = args.columns, others = args.others;
   packed.direct = others - (args.exclude_self ? 1 : 0) <= args.k;
-  packed.padded = 0;
   if (packed.direct) return packed;
   packed.mean.assign(columns, 0.0f);
   if (!args.inner) {
@@ -60,29 +67,53 @@ Packed pack(const prunefast_topk_args& args, const Kernels& set) {
     for (int64_t j = 0; j < others; ++j) set.add_row(sum.data(), args.y + j * args.y_row_stride, columns);
     for (int64_t d = 0; d < columns; ++d) packed.mean[d] = static_cast<float>(sum[d] / static_cast<double>(others));
   }
-  const int64_t registers = others <= set.vector ? 1 : (others <= 2 * set.vector ? 2 : 4);
-  const int64_t width = registers * set.vector;
+  // Four registers a panel are fastest; two where that pads with at least a twelfth less.
+  const auto rounded = [=](int64_t to) { return (others + to * set.vector - 1) / (to * set.vector) * to * set.vector; };
+  const int64_t registers = others <= set.vector ? 1 : (12 * rounded(2) <= 11 * rounded(4) ? 2 : 4);
+  const int64_t width = registers * set.vector, pairs = (columns + 1) / 2;
+  packed.width = width;
   packed.padded = (others + width - 1) / width * width;
-  packed.values.assign(packed.padded * columns, 0.0f);
+  if (narrow)
+    packed.narrow_values.assign(packed.padded * pairs, 0);
+  else
+    packed.values.assign(packed.padded * columns, 0.0f);
   packed.start.assign(packed.padded, kLowest);
-  packed.slack.assign(packed.padded, 0.0f);
-  packed.slack_self.assign(packed.padded, 0.0f);
+  for (auto* bound : {&packed.gain, &packed.lost, &packed.fixed}) bound->assign(packed.padded, 0.0f);
   const double unit = args.certify ? 1.001 * 0x1p-24 * static_cast<double>(columns + 8) : 0.0;
-  const double underflow = args.certify ? static_cast<double>(columns) * 0x1p-126 : 0.0;
+  const double underflow = args.certify ? 4 * static_cast<double>(columns) * 0x1p-126 : 0.0;
   if (unit > 0.01) packed.direct = true;  // the first-order bound does not hold for rows that long
   std::vector<float> row(columns);
+  std::vector<uint32_t> words(pair_stride(columns));
   for (int64_t j = 0; j < others; ++j) {
     const double squared = set.centre(args.y + j * args.y_row_stride, packed.mean.data(), columns, row.data());
     if (!(squared < kNormLimit * kNormLimit)) packed.direct = true;
-    float* target = packed.values.data() + j / width * width * columns + j % width;
-    for (int64_t d = 0; d < columns; ++d) target[d * width] = row[d];
-    const double half = args.inner ? 0.0 : squared / 2;
+    const double norm = std::sqrt(squared), half = args.inner ? 0.0 : squared / 2;
     packed.start[j] = static_cast<float>(-half);
-    packed.slack[j] = round_up(unit * std::sqrt(squared));
-    packed.slack_self[j] = round_up(unit * half + underflow);
+    packed.gain[j] = round_up(unit * norm);
+    packed.fixed[j] = round_up(unit * half + underflow);
+    if (!narrow) {
+      float* target = packed.values.data() + j / width * width * columns + j % width;
+      for (int64_t d = 0; d < columns; ++d) target[d * width] = row[d];
+      continue;
+    }
+    float about, lost;
+    narrow->narrow(args.y + j * args.y_row_stride, packed.mean.data(), columns, words.data(), &about, &lost);
+    uint32_t* target = packed.narrow_values.data() + j / width * width * pairs + j % width;
+    for (int64_t d = 0; d < pairs; ++d) target[d * width] = words[d];
+    if (!args.certify) continue;
+    // 2^-126: squares below float32; rounding of a sum of `columns` squares is within 2 unit
+    const double rest = std::sqrt(lost * (1 + 2 * unit) + 0x1p-126) * (1 + unit);
+    packed.gain[j] = round_up(1.01 * unit * norm + rest);
+    packed.lost[j] = round_up((norm + rest) * (1 + unit));
   }
-  packed.panels = {
-      packed.values.data(), packed.start.data(), packed.slack.data(), packed.slack_self.data(), columns, width};
+  for (int64_t p = 0; p < packed.padded; p += width) {
+    const auto most = [=](const std::vector<float>& v) { return *std::max_element(&v[p], &v[p] + width); };
+    packed.panel_gain.push_back(most(packed.gain));
+    packed.panel_lost.push_back(most(packed.lost));
+    packed.panel_fixed.push_back(most(packed.fixed));
+  }
+  packed.panels = {packed.values.data(), packed.start.data(), columns, width};
+  packed.narrow = {packed.narrow_values.data(), packed.start.data(), pairs, width};
   return packed;
 }
 
@@ -101,11 +132,17 @@ struct Neighbour {
 
 // What one thread needs; allocated before the threads start.
 struct Workspace {
-  std::vector<float> centred, scores, values;
+  std::vector<float> centred, scores, peaks, bounds, values, groups;
+  std::vector<uint32_t> narrow;
   std::vector<int32_t> hits;
   std::vector<std::vector<Candidate>> candidates;
   std::vector<Neighbour> neighbours;
-  std::vector<float> groups;
+};
+
+// What the bound of a row's scores needs of it.
+struct RowNorms {
+  float norm, lost, threshold;
+  bool screened;
 };
 
 float kth_largest(std::vector<float>& values, int64_t k) {
@@ -116,51 +153,41 @@ float kth_largest(std::vector<float>& values, int64_t k) {
 
 class Search {
  public:
-  Search(const prunefast_topk_args& args, const Kernels& set, const Packed& packed)
-      : args_(args), set_(set), packed_(packed), rank_(args.k + (args.certify ? 0 : kUncertified)) {}
+  Search(const prunefast_topk_args& args, const Kernels& set, const NarrowKernels* narrow, const Packed& packed)
+      : args_(args),
+        set_(set),
+        narrow_(narrow),
+        packed_(packed),
+        rank_(args.k + (args.certify ? 0 : kUncertified)),
+        chunk_panels_(std::max<int64_t>(1, kChunkColumns / packed.width)) {}
 
   Workspace workspace() const {
     Workspace w;
     if (packed_.direct) return w;
-    w.centred.resize(kRows * args_.columns);
-    w.scores.resize(kRows * (kChunkColumns + packed_.panels.width));
-    w.hits.resize(kChunkColumns + packed_.panels.width);
+    if (narrow_)
+      w.narrow.resize(kRows * pair_stride(args_.columns));
+    else
+      w.centred.resize(kRows * args_.columns);
+    w.scores.resize(kRows * chunk_panels_ * packed_.width);
+    w.peaks.resize(kRows * chunk_panels_);
+    w.bounds.resize(chunk_panels_);
+    w.hits.resize(packed_.width);
     w.candidates.resize(kRows);
     return w;
   }
 
   void rows(int64_t first, int64_t last, Workspace& w) const {
-    float norm[kRows], threshold[kRows];
-    const int64_t count = last - first, width = packed_.direct ? 1 : packed_.panels.width;
-    const int64_t chunk = kChunkColumns / width * width;
-    bool screened[kRows];
-    for (int64_t r = 0; r < count; ++r) {
-      screened[r] = false;
-      if (packed_.direct) continue;
-      const double squared = set_.centre(args_.x + (first + r) * args_.x_row_stride, packed_.mean.data(), args_.columns,
-                                         w.centred.data() + r * args_.columns);
-      norm[r] = round_up(std::sqrt(squared));
-      threshold[r] = kLowest;
-      screened[r] = squared < kNormLimit * kNormLimit;
-      w.candidates[r].clear();
-    }
-    const int64_t stride = chunk + width;
-    for (int64_t from = 0; !packed_.direct && from < packed_.padded; from += chunk) {
-      const int64_t size = std::min(chunk, packed_.padded - from);
-      set_.scores(w.centred.data(), count, args_.columns, &packed_.panels, from / width, (from + size) / width,
-                  w.scores.data(), stride);
-      for (int64_t r = 0; r < count; ++r) {
-        if (!screened[r]) continue;
-        float* score = w.scores.data() + r * stride;
-        const int64_t own = first + r - from;
-        if (args_.exclude_self && own >= 0 && own < size) score[own] = kLowest;
-        scan(score, from, size, norm[r], &threshold[r], w.candidates[r], w);
+    RowNorms norms[kRows];
+    if (!packed_.direct) screen(first, last, norms, w);
+    for (int64_t r = 0; r < last - first; ++r) {
+      if (!packed_.direct && norms[r].screened && args_.k == 1 && w.candidates[r].size() == 1) {  // most rows
+        const int64_t j = w.candidates[r][0].index;
+        args_.index[first + r] = j;
+        args_.distance[first + r] = static_cast<float>(distance(first + r, j));
+        continue;
       }
-    }
-    for (int64_t r = 0; r < count; ++r) {
       w.neighbours.clear();
-      if (screened[r]) {
-        tighten(w.candidates[r], &threshold[r], w);
+      if (!packed_.direct && norms[r].screened) {
         for (const Candidate& c : w.candidates[r]) w.neighbours.push_back({distance(first + r, c.index), c.index});
       } else {
         for (int64_t j = 0; j < args_.others; ++j)
@@ -170,24 +197,86 @@ class Search {
     }
   }
 
+  // Candidates of rows [first, last): how well the screening tells them apart.
+  int64_t count_candidates(int64_t first, int64_t last, Workspace& w) const {
+    RowNorms norms[kRows];
+    screen(first, last, norms, w);
+    int64_t count = 0;
+    for (int64_t r = 0; r < last - first; ++r) count += static_cast<int64_t>(w.candidates[r].size());
+    return count;
+  }
+
  private:
-  void scan(const float* score, int64_t from, int64_t size, float norm, float* threshold,
+  void screen(int64_t first, int64_t last, RowNorms* norms, Workspace& w) const {
+    const int64_t count = last - first, width = packed_.width, panels = packed_.padded / width;
+    const int64_t pairs = pair_stride(args_.columns), stride = chunk_panels_ * width;
+    const float rounding = 1 + 0x1p-23f * static_cast<float>(args_.columns + 16);  // of a norm added up in float32
+    for (int64_t r = 0; r < count; ++r) {
+      const float* x = args_.x + (first + r) * args_.x_row_stride;
+      float squared, lost = 0;
+      if (narrow_)
+        narrow_->narrow(x, packed_.mean.data(), args_.columns, w.narrow.data() + r * pairs, &squared, &lost);
+      else
+        squared = set_.centre_row(x, packed_.mean.data(), args_.columns, w.centred.data() + r * args_.columns);
+      norms[r].screened = squared < kNormLimit * kNormLimit;
+      norms[r].norm = std::sqrt(squared * rounding + 0x1p-126f);
+      norms[r].lost = std::sqrt(lost * rounding + 0x1p-126f);
+      norms[r].threshold = kLowest;
+      w.candidates[r].clear();
+    }
+    for (int64_t from = 0; from < panels; from += chunk_panels_) {
+      const int64_t to = std::min(from + chunk_panels_, panels);
+      if (narrow_)
+        narrow_->scores(w.narrow.data(), count, pairs, &packed_.narrow, from, to, w.scores.data(), stride,
+                        w.peaks.data(), chunk_panels_);
+      else
+        set_.scores(w.centred.data(), count, args_.columns, &packed_.panels, from, to, w.scores.data(), stride,
+                    w.peaks.data(), chunk_panels_);
+      for (int64_t r = 0; r < count; ++r) {
+        if (!norms[r].screened) continue;
+        float* score = w.scores.data() + r * stride;
+        float* peak = w.peaks.data() + r * chunk_panels_;
+        const int64_t own = first + r - from * width;
+        if (args_.exclude_self && own >= 0 && own < (to - from) * width) {
+          score[own] = kLowest;
+          float* panel = score + own / width * width;
+          peak[own / width] = *std::max_element(panel, panel + width);
+        }
+        scan(score, peak, from, to - from, norms[r], w.candidates[r], w);
+      }
+    }
+    for (int64_t r = 0; r < count; ++r) tighten(w.candidates[r], &norms[r].threshold, w);
+  }
+
+  // Only panels whose largest score, with its bound, reaches the threshold are looked into.
+  void scan(const float* score, const float* peak, int64_t from, int64_t panels, RowNorms& row,
             std::vector<Candidate>& candidates, Workspace& w) const {
-    const float* slack = packed_.slack.data() + from;
-    const float* slack_self = packed_.slack_self.data() + from;
-    if (rank_ <= kGroupedK) {
+    const int64_t width = packed_.width;
+    float* bound = w.bounds.data();
+    const float* gain = packed_.panel_gain.data() + from;
+    const float* lost = packed_.panel_lost.data() + from;
+    const float* fixed = packed_.panel_fixed.data() + from;
+    for (int64_t p = 0; p < panels; ++p) bound[p] = gain[p] * row.norm + (lost[p] * row.lost + fixed[p]);
+    if (rank_ == 1) {
+      for (int64_t p = 0; p < panels; ++p) row.threshold = std::max(row.threshold, peak[p] - bound[p]);
+    } else if (rank_ <= kGroupedK && static_cast<int64_t>(candidates.size()) < rank_) {
       w.groups.assign(kScoreGroups, kLowest);
-      set_.best_lower_bounds(score, slack, slack_self, norm, size, w.groups.data());
-      *threshold = std::max(*threshold, kth_largest(w.groups, rank_));
+      set_.best_lower_bounds(score, panels, width, bound, w.groups.data());
+      row.threshold = std::max(row.threshold, kth_largest(w.groups, rank_));
     }
-    const int64_t found = set_.collect(score, slack, slack_self, norm, size, *threshold, w.hits.data());
-    for (int64_t h = 0; h < found; ++h) {
-      const int64_t j = w.hits[h];
-      if (score[j] == kLowest) continue;  // padding, or the row itself
-      const float bound = slack[j] * norm + slack_self[j];
-      candidates.push_back({from + j, score[j] + bound, score[j] - bound});
+    for (int64_t p = 0; p < panels; ++p) {
+      if (!(peak[p] + bound[p] >= row.threshold)) continue;
+      const float* mine = score + p * width;
+      const int64_t found = set_.collect(mine, width, bound[p], row.threshold, w.hits.data());
+      for (int64_t h = 0; h < found; ++h) {
+        const float value = mine[w.hits[h]];
+        if (value == kLowest) continue;  // padding, or the row itself
+        const int64_t j = (from + p) * width + w.hits[h];
+        const float own = packed_.gain[j] * row.norm + (packed_.lost[j] * row.lost + packed_.fixed[j]);
+        candidates.push_back({j, value + own, value - own});
+      }
+      if (static_cast<int64_t>(candidates.size()) > 2 * rank_ + 16) tighten(candidates, &row.threshold, w);
     }
-    if (static_cast<int64_t>(candidates.size()) > 2 * rank_ + kScoreGroups) tighten(candidates, threshold, w);
   }
 
   // Raises the threshold to the k-th largest lower bound and drops what cannot reach it.
@@ -218,9 +307,20 @@ class Search {
 
   const prunefast_topk_args& args_;
   const Kernels& set_;
+  const NarrowKernels* narrow_;
   const Packed& packed_;
-  const int64_t rank_;
+  const int64_t rank_, chunk_panels_;
 };
+
+// Whether the first rows keep few candidates when screened in bfloat16. Where it does not pay (rows of y closer to each
+// other than bfloat16 can tell), float32 screens; the result is the same.
+bool tells_apart(const prunefast_topk_args& args, const Kernels& set, const NarrowKernels& narrow,
+                 const Packed& packed) {
+  const Search search(args, set, &narrow, packed);
+  Workspace w = search.workspace();
+  const int64_t rows = std::min(args.rows, kProbedRows), limit = 2 * args.k + kUncertified + args.others / 100;
+  return search.count_candidates(0, rows, w) <= rows * limit;
+}
 
 }  // namespace
 }  // namespace prunefast
@@ -233,8 +333,13 @@ int32_t prunefast_topk(const prunefast_topk_args* arguments) {
         args.k > args.others - (args.exclude_self ? 1 : 0) || (args.exclude_self && args.rows != args.others))
       return fail(PRUNEFAST_BAD_ARGUMENT, "%s", "topk: k must be 1 .. rows of y, and all sizes positive");
     const Kernels& set = kernels();
-    const Packed packed = pack(args, set);
-    const Search search(args, set, packed);
+    const NarrowKernels* narrow = narrow_kernels();
+    Packed packed = pack(args, set, narrow);
+    if (narrow && !packed.direct && args.rows && !tells_apart(args, set, *narrow, packed)) {
+      narrow = nullptr;
+      packed = pack(args, set, nullptr);
+    }
+    const Search search(args, set, narrow, packed);
     const int64_t blocks = (args.rows + kRows - 1) / kRows;
     const int threads = threads_for(args.threads, blocks);
     std::vector<Workspace> workspaces(static_cast<size_t>(threads));

@@ -18,16 +18,24 @@ int main() {
       Guarded<double> sums(classes * columns);
       Guarded<int64_t> counts(classes);
       CHECK(!prunefast_class_sums(x.data(), rows, columns, stride, labels.data(), classes, sums.data(), counts.data(),
-                                  threads));
+                                  0, threads));
       CHECK(!std::memcmp(sums.data(), expected.data(), expected.size() * sizeof(double)));
       CHECK(!std::memcmp(counts.data(), number.data(), number.size() * sizeof(int64_t)));
       CHECK(sums.intact() && counts.intact());
     }
+    // In two parts: the same additions in the same order.
+    std::vector<double> parts(classes * columns, -1.0);
+    std::vector<int64_t> part_counts(classes, -1);
+    CHECK(!prunefast_class_sums(x.data(), 100, columns, stride, labels.data(), classes, parts.data(),
+                                part_counts.data(), 0, 2));
+    CHECK(!prunefast_class_sums(x.data() + 100 * stride, rows - 100, columns, stride, labels.data() + 100, classes,
+                                parts.data(), part_counts.data(), 1, 2));
+    CHECK(parts == expected && part_counts == number);
     labels[3] = classes;
     std::vector<double> sums(classes * columns);
     std::vector<int64_t> counts(classes);
     CHECK(prunefast_class_sums(x.data(), rows, columns, stride, labels.data(), classes, sums.data(), counts.data(),
-                               1) == PRUNEFAST_OUT_OF_RANGE);
+                               0, 1) == PRUNEFAST_OUT_OF_RANGE);
   }
   return summary("class_sums");
 }

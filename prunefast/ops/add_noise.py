@@ -5,8 +5,9 @@ from typing import Any
 import torch
 
 from prunefast.errors import InputError, InputTypeError
-from prunefast.ops import library, native
+from prunefast.ops import cuda, library, native
 from prunefast.ops.arrays import as_tensor, check_per_sample, like
+from prunefast.ops.backends import triton_is_live
 from prunefast.ops.crop import check_boxes, check_corners, check_flip, crop_flip, to_unit
 from prunefast.ops.denoising_loss import FLOATS, check_data, refuse_gradient
 from prunefast.ops.noise import check_noise, noise_tensor
@@ -121,6 +122,19 @@ def _add_noise_cpu(x0, alpha, sigma, noise, *rest):
     return _add_noise_portable(x0, alpha, sigma, noise, *rest)
 
 
+def _add_noise_cuda(x0, alpha, sigma, noise, *rest):
+    """CUDA C++ where it was built, Triton otherwise; torch for float64."""
+    dtype = rest[7]
+    if dtype in native.DTYPES and cuda.live(x0) and cuda.takes(x0, noise):
+        return cuda.add_noise(x0, alpha, sigma, noise, *rest)
+    if alpha.dtype == torch.float64 or not triton_is_live():
+        return _add_noise_portable(x0, alpha, sigma, noise, *rest)
+    from prunefast.kernels.add_noise import add_noise as kernel
+
+    with torch.cuda.device(x0.device):
+        return kernel(x0, alpha, sigma, noise, *rest)
+
+
 def _add_noise_fake(
     x0, alpha, sigma, noise, seed, position, corner, height, width, flip, coordinates, dtype, channels_last
 ):
@@ -135,6 +149,7 @@ _add_noise = library.define(
     "add_noise(Tensor x0, Tensor alpha, Tensor sigma, Tensor? noise, int seed, Tensor? position, Tensor? corner, "
     "SymInt height, SymInt width, Tensor? flip, bool coordinates, ScalarType dtype, bool channels_last) -> Tensor",
     cpu=_add_noise_cpu,
+    cuda=_add_noise_cuda,
     portable=_add_noise_portable,
     fake=_add_noise_fake,
 )

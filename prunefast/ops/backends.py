@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from prunefast import _native
+from prunefast.ops import cuda
 
 
 @functools.cache
@@ -50,12 +51,18 @@ def _triton() -> dict[str, Any]:
         return {"live": False, "detail": "installed; it needs a GPU that torch sees"}
     if not triton_is_live():
         return {"live": False, "detail": "installed, but importing it fails"}
-    return {"live": True, "detail": "denoising_loss and random numbers of CUDA tensors"}
+    return {"live": True, "detail": "distances of CUDA tensors, and what CUDA C++ does not serve"}
 
 
 def _cuda() -> dict[str, Any]:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     devices = [torch.cuda.get_device_name(i) for i in range(count)]
-    reason = "this torch is built without CUDA" if torch.version.cuda is None else "torch sees no GPU"
-    detail = "no CUDA C++ kernels in this version; " + (f"torch code on {', '.join(devices)}" if devices else reason)
-    return {"live": False, "detail": detail, "devices": devices}
+    module, reason = cuda.load()
+    if module is None:
+        return {"live": False, "detail": f"CUDA C++ kernels: {reason}", "devices": devices}
+    if not count:
+        reason = "this torch is built without CUDA" if torch.version.cuda is None else "torch sees no GPU"
+        return {"live": False, "detail": f"CUDA C++ kernels are built, but {reason}", "devices": devices}
+    built = f"for sm {module.architectures()} and newer"
+    detail = f"CUDA C++ {built} on {', '.join(devices)}: loss, noise, class sums, norm"
+    return {"live": True, "detail": detail, "devices": devices}

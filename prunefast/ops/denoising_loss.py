@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from prunefast.errors import InputError, InputTypeError
-from prunefast.ops import library, native
+from prunefast.ops import cuda, library, native
 from prunefast.ops.arrays import (
     as_tensor,
     check_integer,
@@ -191,8 +191,10 @@ def _denoising_loss_portable(
 def _denoising_loss_cuda(
     pred, x0, noise, seed, position, a, b, weight, labels, classes, reference, corner, flip, gradient_scale
 ):
-    """The Triton kernel, where Triton is installed; the few numbers a sample are reduced by torch."""
+    """CUDA C++ where it was built; else the Triton kernel, its few numbers a sample reduced by torch."""
     rest = (weight, labels, classes, reference)
+    if a.dtype != torch.float64 and pred.numel() and cuda.live(pred) and cuda.takes(pred, x0, noise):
+        return cuda.denoising_loss(pred, x0, noise, seed, position, a, b, *rest, corner, flip, gradient_scale)
     if a.dtype == torch.float64 or pred.numel() == 0 or not triton_is_live():
         return _denoising_loss_portable(pred, x0, noise, seed, position, a, b, *rest, corner, flip, gradient_scale)
     from prunefast.kernels.denoising_loss import per_sample_loss

@@ -6,11 +6,13 @@ import numpy as np
 import torch
 
 from prunefast.errors import InputError
-from prunefast.ops import native
+from prunefast.ops import cuda, native
 from prunefast.ops.arrays import SEED_LIMIT, as_tensor, check_integer, check_matrix, check_same_device, like
 from prunefast.ops.topk import _topk, _unit_rows
 
 INITS = ("k-means++", "random")
+_CHUNK_VALUES = 1 << 21  # rows that are assigned and then summed while the caches still hold them: 8 MB
+_PACKING_ROWS = 4  # rows a centroid in such a part, at least: the centroids are packed once a part
 
 
 class KMeans(NamedTuple):
@@ -51,31 +53,49 @@ def kmeans(
     centroids = _initial(data, k, init, seed)
     if spherical:
         centroids = _unit_rows(centroids)
-    labels, distance = _assign(data, centroids)
+    labels, distance, sums = _assign(data, centroids, iterations > 0)
     done = 0
     while done < iterations:
-        centroids = _update(data, labels, distance, k)
+        centroids = _update(data, labels, distance, k, sums)
         if spherical:
             centroids = _unit_rows(centroids)
         previous = labels
-        labels, distance = _assign(data, centroids)
         done += 1
+        labels, distance, sums = _assign(data, centroids, done < iterations)
         if torch.equal(previous, labels):
             break
     return KMeans(like(x, centroids), like(x, labels), float(distance.double().sum()), done)
 
 
-def _assign(data: torch.Tensor, centroids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    index, distance = _topk(data, centroids, 1, False, True, False)
-    return index[:, 0], distance[:, 0]
+def _assign(
+    data: torch.Tensor, centroids: torch.Tensor, summed: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Labels, squared distances and, on a CPU and where wanted, the sums of the clusters in the same read of `data`."""
+    if data.device.type != "cpu":
+        index, distance = _topk(data, centroids, 1, False, True, False)
+        return index[:, 0], distance[:, 0], None
+    rows, k = data.shape[0], centroids.shape[0]
+    labels, distance = torch.empty(rows, dtype=torch.int64), torch.empty(rows, dtype=torch.float32)
+    sums = torch.zeros((k, data.shape[1]), dtype=torch.float64)
+    counts = torch.zeros(k, dtype=torch.int64)
+    step = max(_PACKING_ROWS * k, _CHUNK_VALUES // data.shape[1])
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        index, squared = _topk(data[part], centroids, 1, False, True, False)
+        labels[part], distance[part] = index[:, 0], squared[:, 0]
+        if summed:
+            native.class_sums(data[part], labels[part], k, (sums, counts))
+    return labels, distance, sums if summed else None
 
 
-def _update(data: torch.Tensor, labels: torch.Tensor, distance: torch.Tensor, k: int) -> torch.Tensor:
+def _update(
+    data: torch.Tensor, labels: torch.Tensor, distance: torch.Tensor, k: int, sums: torch.Tensor | None
+) -> torch.Tensor:
     """Means of the clusters. Empty ones first take the farthest rows, each from a cluster that keeps at least one."""
     counts = torch.bincount(labels, minlength=k)
     empty = torch.nonzero(counts == 0).flatten().tolist()
     if empty:
-        labels = labels.clone()
+        labels, sums = labels.clone(), None
         farthest = torch.sort(distance, descending=True, stable=True).indices.tolist()
         for row in farthest:
             if not empty:
@@ -85,13 +105,17 @@ def _update(data: torch.Tensor, labels: torch.Tensor, distance: torch.Tensor, k:
                 counts[labels[row]] -= 1
                 counts[cluster] += 1
                 labels[row] = cluster
-    return (_sums(data, labels, k) / counts[:, None]).to(torch.float32)
+    if sums is None:
+        sums = _sums(data, labels, k)
+    return (sums / counts[:, None]).to(torch.float32)
 
 
 def _sums(data: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
     """Float64 [k, D]: rows are added in their order, so the sum has one value."""
     if data.device.type == "cpu":
         return native.class_sums(data, labels, k)[0]
+    if data.device.type == "cuda" and cuda.live(data):
+        return cuda.class_sums(data, labels, k)[0]
     sums = torch.zeros((k, data.shape[1]), dtype=torch.float64, device=data.device)
     step = max(1, (1 << 24) // data.shape[1])
     for start in range(0, data.shape[0], step):

@@ -48,13 +48,18 @@ def unit_rows(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
-def class_sums(x: torch.Tensor, labels: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(float64 [classes, columns] sums of the rows of each class, int64 [classes] counts)."""
+def class_sums(
+    x: torch.Tensor, labels: torch.Tensor, classes: int, onto: tuple[torch.Tensor, torch.Tensor] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(float64 [classes, columns] sums of the rows of each class, int64 [classes] counts), or added to `onto`."""
     x, labels = unit_rows(x), labels.contiguous()
-    sums = torch.empty((classes, x.shape[1]), dtype=torch.float64)
-    counts = torch.empty(classes, dtype=torch.int64)
+    if onto is None:
+        sums = torch.empty((classes, x.shape[1]), dtype=torch.float64)
+        counts = torch.empty(classes, dtype=torch.int64)
+    else:
+        sums, counts = onto
     sizes = (x.shape[0], x.shape[1], x.stride(0), labels.data_ptr(), classes)
-    _native.class_sums(x.data_ptr(), *sizes, sums.data_ptr(), counts.data_ptr(), threads())
+    _native.class_sums(x.data_ptr(), *sizes, sums.data_ptr(), counts.data_ptr(), onto is not None, threads())
     return sums, counts
 
 
@@ -114,6 +119,39 @@ def add_noise(
     arguments = _image_arguments(written, x0, noise, seed, position, corner, flip, x0.shape[1])
     _call(_native.add_noise, arguments, alpha.data_ptr(), sigma.data_ptr(), _operand(written), bool(coordinates))
     return out
+
+
+def group_norm_silu(
+    x: torch.Tensor, groups: int, weight, bias, scale, shift, eps: float, silu: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(y, mean, rstd [samples, groups]) of a dense NHWC x."""
+    y = torch.empty_like(x)
+    mean, rstd = weight.new_empty((x.shape[0], groups)), weight.new_empty((x.shape[0], groups))
+    if x.numel():
+        tensors = [address(t) for t in (x, weight, bias, scale, shift, mean, rstd, y)]
+        _native.group_norm_silu(_norm_sizes(x, groups, silu, eps), tuple(tensors))
+    return y, mean, rstd
+
+
+def group_norm_silu_backward(
+    gradient: torch.Tensor, x: torch.Tensor, mean, rstd, groups: int, weight, bias, scale, shift, silu: bool
+) -> tuple[torch.Tensor, ...]:
+    """Gradients of x, weight, bias, scale and shift (the last two empty without a scale)."""
+    result = torch.empty_like(x)
+    of_weight, of_bias = torch.empty_like(weight), torch.empty_like(bias)
+    of_scale, of_shift = weight.new_empty(0), weight.new_empty(0)
+    if scale is not None:
+        of_scale, of_shift = torch.empty_like(scale), torch.empty_like(scale)
+    written = [of_weight, of_bias, None if scale is None else of_scale, None if scale is None else of_shift]
+    if x.numel():
+        tensors = (x, weight, bias, scale, shift, mean, rstd, gradient, result, *written)
+        _native.group_norm_silu(_norm_sizes(x, groups, silu, 0.0), tuple(address(t) for t in tensors))
+    return result, of_weight, of_bias, of_scale, of_shift
+
+
+def _norm_sizes(x: torch.Tensor, groups: int, silu: bool, eps: float) -> tuple:
+    pixels = math.prod(x.shape[2:])
+    return (x.shape[0], pixels, x.shape[1], groups, DTYPES[x.dtype], silu, threads(), eps)
 
 
 def _call(function, *arguments) -> None:

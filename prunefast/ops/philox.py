@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from prunefast.errors import InputError, InputTypeError
-from prunefast.ops import library, native
+from prunefast.ops import cuda, library, native
 from prunefast.ops.arrays import SEED_LIMIT, WORD_LIMIT, check_integer, check_position, signed
 from prunefast.ops.backends import triton_is_live
 
@@ -149,6 +149,10 @@ def _philox_cpu(
 def _philox_cuda(
     shape: list[int], seed: int, position: torch.Tensor, stream: int, normal: bool, dtype: torch.dtype
 ) -> torch.Tensor:
+    if dtype != torch.float64 and cuda.live(position):
+        out = torch.empty(shape, dtype=dtype, device=position.device)
+        cuda.philox(native.NORMAL if normal else native.UNIFORM, out, seed, position, stream)
+        return out
     if dtype == torch.float64 or not triton_is_live():
         return _philox_portable(shape, seed, position, stream, normal, dtype)
     from prunefast.kernels.philox import fill

@@ -7,6 +7,7 @@ import torch
 from prunefast.errors import InputError
 from prunefast.ops import library, native
 from prunefast.ops.arrays import as_tensor, check_integer, check_matrix, check_same_device, like
+from prunefast.ops.backends import triton_is_live
 
 METRICS = {"l2": 0, "ip": 1, "cosine": 2}
 MAX_K = 1024
@@ -108,6 +109,39 @@ def _rescore(block, wide_y, candidate, k, inner, own_start) -> tuple[torch.Tenso
     return candidate.gather(1, order.indices[:, :k]), order.values[:, :k].float()
 
 
+def _topk_cuda(
+    x: torch.Tensor, y: torch.Tensor, k: int, inner: bool, certify: bool, exclude_self: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Triton where it is installed. k = 1 never waits for the device; else rows left unproven are counted, once."""
+    if not triton_is_live() or y.shape[0] >= 1 << 31:
+        return _topk_portable(x, y, k, inner, certify, exclude_self)
+    x, y = native.unit_rows(x), native.unit_rows(y)
+    with torch.cuda.device(x.device):
+        if k == 1:
+            from prunefast.kernels.nearest import nearest
+
+            return nearest(x, y, inner, certify, exclude_self)
+        from prunefast.kernels.topk import topk as select
+
+        index, distance, unproven = select(x, y, k, inner, certify, exclude_self)
+    return _finish(x, y, index, distance, unproven, inner, exclude_self)
+
+
+def _finish(x, y, index, distance, unproven, inner, exclude_self) -> tuple[torch.Tensor, torch.Tensor]:
+    """The unproven rows again, in float64; without themselves if asked: one neighbour more is found, and left out."""
+    rows = torch.nonzero(unproven).flatten()
+    if len(rows):
+        k = index.shape[1]
+        again, value = _topk_portable(x[rows], y, min(k + exclude_self, y.shape[0]), inner, True, False)
+        if exclude_self:
+            own = again == rows[:, None]
+            last = torch.arange(again.shape[1], device=own.device) == again.shape[1] - 1
+            own |= last & ~own.any(1, keepdim=True)
+            again, value = again[~own].reshape(-1, k), value[~own].reshape(-1, k)
+        index[rows], distance[rows] = again, value
+    return index, distance
+
+
 def _topk_fake(x, y, k, inner, certify, exclude_self):
     return x.new_empty((x.shape[0], k), dtype=torch.int64), x.new_empty((x.shape[0], k), dtype=torch.float32)
 
@@ -115,6 +149,7 @@ def _topk_fake(x, y, k, inner, certify, exclude_self):
 _topk = library.define(
     "topk(Tensor x, Tensor y, int k, bool inner, bool certify, bool exclude_self) -> (Tensor, Tensor)",
     cpu=native.topk,
+    cuda=_topk_cuda,
     portable=_topk_portable,
     fake=_topk_fake,
 )

@@ -230,5 +230,30 @@ def test_group_norm_silu_is_the_formula(channels):
     torch.testing.assert_close(norm(x).double(), y / (1 + (-y).exp()), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("activation", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_the_fused_norm_is_torchs(activation, dtype, autocast):
+    """channels_last on a CPU takes the native kernel: the values, dtypes, layout and gradients of torch's own."""
+    torch.manual_seed(0)
+    norm = GroupNormSiLU(48, activation=activation)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    upstream, results = torch.randn(3, 48, 7, 5).to(dtype), []
+    x = torch.randn(3, 48, 7, 5).to(dtype)
+    for form in (torch.channels_last, torch.contiguous_format):
+        values = x.detach().clone(memory_format=form).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = norm(values)
+        assert y.dtype == dtype
+        assert y.is_contiguous(memory_format=form)
+        results.append((y, *torch.autograd.grad(y, (values, norm.weight, norm.bias), upstream)))
+    fused, plain = results
+    tolerance = 1e-4 if dtype == torch.float32 else 4e-2
+    for mine, theirs in zip(fused, plain, strict=True):
+        assert mine.dtype == theirs.dtype
+        torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance * float(theirs.detach().abs().max()))
+
+
 def test_groups_of_the_published_network():
     assert [group_count(c) for c in (128, 256, 384, 512)] == [32, 32, 32, 32]

@@ -32,6 +32,13 @@ x, y = torch.randn(400, 37, generator=g), torch.randn(150, 37, generator=g)
 out += [*ops.topk(x, y, 5), *ops.topk(x.round(), y.round(), 5), *ops.topk(x, x, 3, exclude_self=True)]
 k = ops.kmeans(x, 12, iterations=4)
 out += [k.centroids, k.labels]
+for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    for channels in (24, 67):
+        image = pred.to(dtype).repeat(1, 23, 1, 1)[:, :channels].contiguous(memory_format=torch.channels_last)
+        small = (*torch.randn(2, channels, generator=g), *torch.randn(2, 9, channels, generator=g))
+        w = [t.requires_grad_() for t in (image, *small)]
+        y = ops.group_norm_silu(w[0], 1 if channels == 67 else 6, *w[1:])
+        out += [y.detach(), *torch.autograd.grad(y, w, pred.to(dtype).repeat(1, 23, 1, 1)[:, :channels])]
 digest = hashlib.sha256()
 for t in out:
     digest.update(t.reshape(-1).view(torch.uint8).numpy().tobytes())

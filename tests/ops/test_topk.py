@@ -272,3 +272,40 @@ def test_large_sums_are_not_taken_for_infinity():
 def test_operator_is_registered_well():
     x = torch.randn(20, 6)
     torch.library.opcheck(torch.ops.prunefast.topk.default, (x, x[:9], 3, False, True, False))
+
+
+@pytest.mark.parametrize("offset", [0.0, 300.0, 1e5])
+@pytest.mark.parametrize("spread", [1e-6, 1e-3, 1.0])
+@pytest.mark.parametrize("k", [1, 4, 40])
+def test_rows_closer_than_bfloat16_can_tell(offset, spread, k):
+    """Rows of y within a screening's error of each other: the pick is still that of all float64 distances."""
+    generator = torch.Generator().manual_seed(11)
+    centres = torch.randn(20, 48, generator=generator)
+    y = (offset + centres.repeat_interleave(10, 0) + spread * torch.randn(200, 48, generator=generator)).float()
+    x = (offset + centres[torch.randint(20, (150,), generator=generator)] + spread).float()
+    index, distance = ops.topk(x, y, k)
+    every = (x.double()[:, None] - y.double()[None]).square().sum(2)
+    picked = every.gather(1, index)
+    torch.testing.assert_close(picked, every.sort(1).values[:, :k], rtol=1e-13, atol=0)
+    torch.testing.assert_close(distance.double(), picked, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-19, 1e15, 1e18, 1e25])
+def test_any_magnitude(scale):
+    generator = torch.Generator().manual_seed(12)
+    x, y = (torch.randn(n, 33, generator=generator) * scale for n in (70, 90))
+    index, _ = ops.nearest(x, y)
+    every = (x.double()[:, None] - y.double()[None]).square().sum(2)
+    torch.testing.assert_close(every.gather(1, index[:, None])[:, 0], every.min(1).values, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("others", [2, 16, 17, 33, 63, 65, 100, 129, 1025, 2100])
+@pytest.mark.parametrize("columns", [1, 3, 31, 33, 64])
+def test_panels_of_every_width(others, columns):
+    generator = torch.Generator().manual_seed(others + columns)
+    x = torch.randint(-3, 4, (53, columns), generator=generator).float()
+    y = torch.randint(-3, 4, (others, columns), generator=generator).float()
+    index, distance = ops.nearest(x, y)
+    every = (x[:, None] - y[None]).square().sum(2)
+    assert torch.equal(index, every.argmin(1))  # argmin gives the smallest index of a tie on a CPU
+    assert torch.equal(distance, every.min(1).values)

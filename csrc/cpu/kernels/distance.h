@@ -18,7 +18,7 @@ constexpr int kRowBlock = 3;
 
 template <int Rows, int Registers>
 inline void score_block(const float* x, int64_t row_stride, const float* panel, const float* start, int64_t columns,
-                        float* out, int64_t score_stride) {
+                        float* out, int64_t score_stride, float* peaks, int64_t peak_stride) {
   vf sum[Rows][Registers];
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r)
@@ -36,34 +36,61 @@ inline void score_block(const float* x, int64_t row_stride, const float* panel, 
     }
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < Rows; ++r)
+  for (int r = 0; r < Rows; ++r) {
+    vf peak = sum[r][0];
 #pragma GCC unroll 8
-    for (int v = 0; v < Registers; ++v) store(out + r * score_stride + v * kVector, sum[r][v]);
+    for (int v = 0; v < Registers; ++v) {
+      store(out + r * score_stride + v * kVector, sum[r][v]);
+      peak = maximum(sum[r][v], peak);
+    }
+    peaks[r * peak_stride] = largest(peak);
+  }
 }
 
 template <int Registers>
 void score_panels(const float* x, int64_t rows, int64_t row_stride, const Panels* panels, int64_t first, int64_t last,
-                  float* out, int64_t score_stride) {
+                  float* out, int64_t score_stride, float* peaks, int64_t peak_stride) {
+  constexpr int block = Registers == 1 ? 2 * kRowBlock : kRowBlock;
   constexpr int64_t width = Registers * kVector;
   for (int64_t p = first; p < last; ++p) {
     const float* panel = panels->values + p * panels->columns * width;
     const float* start = panels->start + p * width;
     float* target = out + (p - first) * width;
+    float* peak = peaks + (p - first);
     int64_t r = 0;
-    for (; r + kRowBlock <= rows; r += kRowBlock)
-      score_block<kRowBlock, Registers>(x + r * row_stride, row_stride, panel, start, panels->columns,
-                                        target + r * score_stride, score_stride);
+    for (; r + block <= rows; r += block)
+      score_block<block, Registers>(x + r * row_stride, row_stride, panel, start, panels->columns,
+                                    target + r * score_stride, score_stride, peak + r * peak_stride, peak_stride);
     for (; r < rows; ++r)
       score_block<1, Registers>(x + r * row_stride, row_stride, panel, start, panels->columns,
-                                target + r * score_stride, score_stride);
+                                target + r * score_stride, score_stride, peak + r * peak_stride, peak_stride);
   }
 }
 
 void scores(const float* x, int64_t rows, int64_t row_stride, const Panels* panels, int64_t first, int64_t last,
-            float* out, int64_t score_stride) {
-  if (panels->width == kVector) return score_panels<1>(x, rows, row_stride, panels, first, last, out, score_stride);
-  if (panels->width == 2 * kVector) return score_panels<2>(x, rows, row_stride, panels, first, last, out, score_stride);
-  score_panels<4>(x, rows, row_stride, panels, first, last, out, score_stride);
+            float* out, int64_t score_stride, float* peaks, int64_t peak_stride) {
+  const auto call = panels->width == kVector       ? score_panels<1>
+                    : panels->width == 2 * kVector ? score_panels<2>
+                                                   : score_panels<4>;
+  call(x, rows, row_stride, panels, first, last, out, score_stride, peaks, peak_stride);
+}
+
+// out = x - mean and its squared norm, added in float32: `columns` u covers its rounding.
+float centre_row(const float* x, const float* mean, int64_t columns, float* out) {
+  vf lanes = {};
+  int64_t d = 0;
+  for (; d + kVector <= columns; d += kVector) {
+    const vf value = load(x + d) - load(mean + d);
+    store(out + d, value);
+    lanes += value * value;
+  }
+  float sum = 0;
+  for (; d < columns; ++d) {
+    out[d] = x[d] - mean[d];
+    sum += out[d] * out[d];
+  }
+  for (int lane = 0; lane < kVector; ++lane) sum += lanes[lane];
+  return sum;
 }
 
 double centre(const float* x, const float* mean, int64_t columns, float* out) {
@@ -84,29 +111,21 @@ double centre(const float* x, const float* mean, int64_t columns, float* out) {
   return sum;
 }
 
-void best_lower_bounds(const float* score, const float* slack, const float* slack_self, float norm, int64_t count,
-                       float* groups) {
-  constexpr int registers = kScoreGroups / kVector;
-  vf best[registers];
-  for (int v = 0; v < registers; ++v) best[v] = load(groups + v * kVector);
-  int64_t i = 0;
-  for (; i + kScoreGroups <= count; i += kScoreGroups) {
-    for (int v = 0; v < registers; ++v) {
-      const int64_t j = i + v * kVector;
-      best[v] = maximum(load(score + j) - (load(slack + j) * norm + load(slack_self + j)), best[v]);
+void best_lower_bounds(const float* score, int64_t panels, int64_t width, const float* bound, float* groups) {
+  for (int64_t p = 0; p < panels; ++p) {
+    const vf b = splat(bound[p]);
+    for (int64_t i = p * width; i < (p + 1) * width; i += kVector) {
+      float* group = groups + i % kScoreGroups;
+      store(group, maximum(load(score + i) - b, load(group)));
     }
   }
-  for (int v = 0; i < count; i += kVector, ++v)
-    best[v] = maximum(load(score + i) - (load(slack + i) * norm + load(slack_self + i)), best[v]);
-  for (int v = 0; v < registers; ++v) store(groups + v * kVector, best[v]);
 }
 
-int64_t collect(const float* score, const float* slack, const float* slack_self, float norm, int64_t count,
-                float threshold, int32_t* hits) {
+int64_t collect(const float* score, int64_t count, float bound, float threshold, int32_t* hits) {
   int64_t found = 0;
-  const vf limit = splat(threshold);
+  const vf limit = splat(threshold), b = splat(bound);
   for (int64_t i = 0; i < count; i += kVector) {
-    uint32_t mask = reaches(load(score + i) + (load(slack + i) * norm + load(slack_self + i)), limit);
+    uint32_t mask = reaches(load(score + i) + b, limit);
     for (; mask; mask &= mask - 1) hits[found++] = (int32_t)(i + __builtin_ctz(mask));
   }
   return found;

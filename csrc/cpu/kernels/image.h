@@ -39,37 +39,45 @@ inline void each_run(const ImagePlan& plan, int64_t channels, int64_t begin, int
   }
 }
 
-inline void load_operand(float* tile, const ImagePlan& plan, const prunefast_image& image, int64_t sample,
-                         const Run& run) {
-  if (plan.layout == Layout::flat) return load_tile(tile, &image, sample * image.stride[0] + run.element, 1, run.count);
-  load_tile(tile, &image, at(image, sample, run.channel, run.y, run.x), image.stride[3], run.count);
+// `count` values at `offset`: where they lie when nothing is to be converted or gathered, else in `tile`.
+inline const float* view(float* tile, const prunefast_image& image, int64_t offset, int64_t stride, int64_t count) {
+  if (image.dtype == PRUNEFAST_FLOAT32 && stride == 1) return (const float*)image.data + offset;
+  load_tile(tile, &image, offset, stride, count);
+  return tile;
+}
+
+inline int64_t offset_of(const ImagePlan& plan, const prunefast_image& image, int64_t sample, const Run& run) {
+  if (plan.layout == Layout::flat) return sample * image.stride[0] + run.element;
+  return at(image, sample, run.channel, run.y, run.x);
+}
+
+inline const float* load_operand(float* tile, const ImagePlan& plan, const prunefast_image& image, int64_t sample,
+                                 const Run& run) {
+  const int64_t stride = plan.layout == Layout::flat ? 1 : image.stride[3];
+  return view(tile, image, offset_of(plan, image, sample, run), stride, run.count);
 }
 
 inline void store_operand(const float* tile, const ImagePlan& plan, const prunefast_image& image, int64_t sample,
                           const Run& run) {
-  if (plan.layout == Layout::flat)
-    return store_tile(tile, &image, sample * image.stride[0] + run.element, 1, run.count);
-  store_tile(tile, &image, at(image, sample, run.channel, run.y, run.x), image.stride[3], run.count);
+  const int64_t stride = plan.layout == Layout::flat ? 1 : image.stride[3];
+  store_tile(tile, &image, offset_of(plan, image, sample, run), stride, run.count);
 }
 
 // The clean image: mirrored, then cut. A flat plan has neither.
-inline void load_clean(float* tile, const ImagePlan& plan, int64_t sample, const Run& run) {
+inline const float* load_clean(float* tile, const ImagePlan& plan, int64_t sample, const Run& run) {
   const prunefast_image_args& args = plan.images;
   if (plan.layout == Layout::flat) return load_operand(tile, plan, args.x0, sample, run);
   const int64_t top = args.corner ? args.corner[2 * sample] : 0, left = args.corner ? args.corner[2 * sample + 1] : 0;
   const bool mirrored = args.flip && args.flip[sample];
   const int64_t x = mirrored ? args.image_width - 1 - (left + run.x) : left + run.x;
-  load_tile(tile, &args.x0, at(args.x0, sample, run.channel, top + run.y, x),
-            mirrored ? -args.x0.stride[3] : args.x0.stride[3], run.count);
+  return view(tile, args.x0, at(args.x0, sample, run.channel, top + run.y, x),
+              mirrored ? -args.x0.stride[3] : args.x0.stride[3], run.count);
 }
 
 // The noise of a run, in `tile` or behind its first few elements: a quad begins where the run may not.
 inline const float* load_noise(float* tile, const ImagePlan& plan, int64_t sample, const Run& run) {
   const prunefast_image_args& args = plan.images;
-  if (args.noise.data) {
-    load_operand(tile, plan, args.noise, sample, run);
-    return tile;
-  }
+  if (args.noise.data) return load_operand(tile, plan, args.noise, sample, run);
   const int64_t skip = run.element % 4, quads = (skip + run.count + 3) / 4;
   quad_normals(tile, run.element / 4, quads, PhiloxKey{args.seed, 0, args.position[sample]});
   return tile + skip;
@@ -77,21 +85,21 @@ inline const float* load_noise(float* tile, const ImagePlan& plan, int64_t sampl
 
 // Sum of squared differences of a tile in sixteen float lanes of at most 64 terms, folded in float64: the same order
 // everywhere.
-inline double tile_loss(float* pred, const float* clean, const float* noise, int64_t count, float a, float b,
-                        float scale) {
+inline double tile_loss(const float* pred, const float* clean, const float* noise, float* out, int64_t count, float a,
+                        float b, float scale) {
   float lanes[16] = {0};
   int64_t i = 0;
   for (; i + 16 <= count; i += 16) {
     for (int lane = 0; lane < 16; ++lane) {
       const float difference = pred[i + lane] - (a * clean[i + lane] + b * noise[i + lane]);
       lanes[lane] += difference * difference;
-      pred[i + lane] = difference * scale;
+      out[i + lane] = difference * scale;
     }
   }
   for (int lane = 0; i < count; ++i, ++lane) {
     const float difference = pred[i] - (a * clean[i] + b * noise[i]);
     lanes[lane] += difference * difference;
-    pred[i] = difference * scale;
+    out[i] = difference * scale;
   }
   double sum = 0;
   for (int lane = 0; lane < 16; ++lane) sum += (double)lanes[lane];
@@ -102,10 +110,10 @@ double loss_chunk(const LossPlan* plan, int64_t sample, int64_t begin, int64_t e
   Tile pred, clean, noise;
   double sum = 0;
   each_run(plan->base, plan->base.images.channels, begin, end, [&](const Run& run) {
-    load_operand(pred.data, plan->base, plan->pred, sample, run);
-    load_clean(clean.data, plan->base, sample, run);
+    const float* predicted = load_operand(pred.data, plan->base, plan->pred, sample, run);
+    const float* data = load_clean(clean.data, plan->base, sample, run);
     const float* values = load_noise(noise.data, plan->base, sample, run);
-    sum += tile_loss(pred.data, clean.data, values, run.count, a, b, scale);
+    sum += tile_loss(predicted, data, values, pred.data, run.count, a, b, scale);
     if (plan->gradient.data) store_operand(pred.data, plan->base, plan->gradient, sample, run);
   });
   return sum;
@@ -130,9 +138,9 @@ void noise_chunk(const NoisePlan* plan, int64_t sample, int64_t begin, int64_t e
     if (run.channel >= plan->base.noise_channels) {
       coordinates(clean.data, plan->base, sample, run);
     } else {
-      load_clean(clean.data, plan->base, sample, run);
+      const float* data = load_clean(clean.data, plan->base, sample, run);
       const float* values = load_noise(noise.data, plan->base, sample, run);
-      for (int64_t i = 0; i < run.count; ++i) clean.data[i] = alpha * clean.data[i] + sigma * values[i];
+      for (int64_t i = 0; i < run.count; ++i) clean.data[i] = alpha * data[i] + sigma * values[i];
     }
     store_operand(clean.data, plan->base, plan->out, sample, run);
   });

@@ -80,6 +80,18 @@ inline vf fma(vf a, vf b, vf c) {
 
 inline vf maximum(vf a, vf b) { return a > b ? a : b; }
 
+inline float largest(vf values) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)values);
+#else
+  float lanes[kVector];
+  memcpy(lanes, &values, sizeof lanes);
+  for (int half = kVector / 2; half; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
+  return lanes[0];
+#endif
+}
+
 // One bit a lane where a >= b.
 inline uint32_t reaches(vf a, vf b) {
 #if defined(__AVX512F__)

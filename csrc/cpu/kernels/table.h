@@ -40,14 +40,25 @@ struct NoisePlan {
   int64_t out_channels;
 };
 
-// Rows of y packed in panels: `width` columns side by side for each dimension, starting value -|y|^2 / 2.
+// Rows of y packed in panels: `width` rows side by side for each dimension, starting value -|y|^2 / 2.
 struct Panels {
   const float* values;  // [panels][columns][width]
   const float* start;   // [panels * width]; -inf in the padding
-  const float* slack;   // [panels * width], error bound = slack * |x| + slack_self
-  const float* slack_self;
   int64_t columns;
   int64_t width;
+};
+
+// The same in bfloat16, two neighbouring dimensions a word.
+struct NarrowPanels {
+  const uint32_t* values;  // [panels][pairs][width]
+  const float* start;
+  int64_t pairs;
+  int64_t width;
+};
+
+// One sample of a group norm, a value a channel: h = (x - mean) p + q; gradient of x = dh p + ((x - mean) e + f).
+struct NormChannels {
+  const float *mean, *p, *q, *e, *f;
 };
 
 struct Kernels {
@@ -61,24 +72,48 @@ struct Kernels {
   double (*loss_chunk)(const LossPlan* plan, int64_t sample, int64_t begin, int64_t end, float a, float b, float scale);
   void (*noise_chunk)(const NoisePlan* plan, int64_t sample, int64_t begin, int64_t end, float alpha, float sigma);
 
-  // rows x `columns` centred values (row_stride floats apart) against panels [first, last): scores (score_stride
-  // apart).
+  // rows x `columns` centred values (row_stride floats apart) against panels [first, last): scores (score_stride apart)
+  // and the largest score of each panel (peak_stride apart).
   void (*scores)(const float* x, int64_t rows, int64_t row_stride, const Panels* panels, int64_t first, int64_t last,
-                 float* out, int64_t score_stride);
+                 float* out, int64_t score_stride, float* peaks, int64_t peak_stride);
   double (*centre)(const float* x, const float* mean, int64_t columns, float* out);  // out = x - mean; its squared norm
-  void (*best_lower_bounds)(const float* score, const float* slack, const float* slack_self, float norm, int64_t count,
-                            float* groups);  // kScoreGroups maxima, running; count: a multiple of 16
-  int64_t (*collect)(const float* score, const float* slack, const float* slack_self, float norm, int64_t count,
-                     float threshold, int32_t* hits);  // columns whose upper bound reaches the threshold
+  float (*centre_row)(const float* x, const float* mean, int64_t columns, float* out);  // the same, norm in float32
+  // kScoreGroups running maxima of score - bound of its panel.
+  void (*best_lower_bounds)(const float* score, int64_t panels, int64_t width, const float* bound, float* groups);
+  // Those of one panel whose upper bound, score + bound, reaches the threshold.
+  int64_t (*collect)(const float* score, int64_t count, float bound, float threshold, int32_t* hits);
   double (*direct_squared)(const float* x, const float* y, int64_t columns);
   double (*direct_inner)(const float* x, const float* y, int64_t columns);
   void (*add_row)(double* sum, const float* x, int64_t columns);
+
+  // Pixels of `channels` values side by side, the first at `offset` of each operand and at the start of `kept`, the gradient
+  // of h (or null); channel arrays are padded to whole registers. Sums are added to.
+  void (*norm_origin)(int32_t dtype, const void* x, int64_t channels, float* origin);
+  void (*norm_sums)(int32_t dtype, const void* x, int64_t offset, int64_t pixels, int64_t channels, const float* origin,
+                    double* sum, double* square);
+  void (*norm_apply)(int32_t dtype, bool silu, const void* x, void* y, int64_t offset, int64_t pixels, int64_t channels,
+                     const NormChannels* c);
+  void (*norm_gradient_sums)(int32_t dtype, bool silu, const void* x, const void* dy, float* kept, int64_t offset,
+                             int64_t pixels, int64_t channels, const NormChannels* c, double* sum, double* moment);
+  void (*norm_gradient)(int32_t dtype, bool silu, const void* x, const void* dy, const float* kept, void* dx,
+                        int64_t offset, int64_t pixels, int64_t channels, const NormChannels* c);
+};
+
+// Screening in bfloat16, for the instruction sets that have it.
+struct NarrowKernels {
+  void (*scores)(const uint32_t* x, int64_t rows, int64_t row_stride, const NarrowPanels* panels, int64_t first,
+                 int64_t last, float* out, int64_t score_stride, float* peaks, int64_t peak_stride);
+  // out = x - mean in bfloat16 (zeros up to whole registers); the squared norms of x - mean and of what rounding took.
+  void (*narrow)(const float* x, const float* mean, int64_t columns, uint32_t* out, float* squared, float* lost);
 };
 
 extern const Kernels kernels_baseline;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 
-const Kernels& kernels();  // the chosen set; cpu/features.cpp
+extern const NarrowKernels kernels_avx512bf16;
+
+const Kernels& kernels();               // the chosen set; cpu/features.cpp
+const NarrowKernels* narrow_kernels();  // null where the chosen set has none
 
 }  // namespace prunefast

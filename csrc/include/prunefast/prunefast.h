@@ -32,7 +32,12 @@ typedef enum {
   PRUNEFAST_UINT8 = 3, /* clean images only: read as x / 127.5 - 1 */
 } prunefast_dtype;
 
-typedef enum { PRUNEFAST_BASELINE = 0, PRUNEFAST_AVX2 = 1, PRUNEFAST_AVX512 = 2 } prunefast_isa;
+typedef enum {
+  PRUNEFAST_BASELINE = 0,
+  PRUNEFAST_AVX2 = 1,
+  PRUNEFAST_AVX512 = 2,
+  PRUNEFAST_AVX512BF16 = 3, /* AVX512 with distances screened in bfloat16 */
+} prunefast_isa;
 
 typedef enum { PRUNEFAST_WORDS = 0, PRUNEFAST_UNIFORM = 1, PRUNEFAST_NORMAL = 2 } prunefast_random_kind;
 
@@ -41,7 +46,7 @@ PRUNEFAST_API int32_t prunefast_abi_version(void);
 PRUNEFAST_API const char* prunefast_last_error(void);
 
 /* The instruction set in use: the widest one that was compiled in, that processor and system support, and that the
- * environment variable PRUNEFAST_ISA (baseline, avx2 or avx512; read once) allows. */
+ * environment variable PRUNEFAST_ISA (baseline, avx2, avx512 or avx512bf16; read once) allows. */
 PRUNEFAST_API int32_t prunefast_isa_in_use(void);
 PRUNEFAST_API int32_t prunefast_isa_available(int32_t isa);
 PRUNEFAST_API const char* prunefast_isa_name(int32_t isa); /* null: no such set */
@@ -71,10 +76,10 @@ typedef struct {
 PRUNEFAST_API int32_t prunefast_topk(const prunefast_topk_args* args);
 
 /* sums[c] += rows of x with label c, added in their order in float64; sums: contiguous [classes, columns], counts:
- * [classes], both set to zero first. */
+ * [classes], both set to zero first unless `add`. */
 PRUNEFAST_API int32_t prunefast_class_sums(const float* x, int64_t rows, int64_t columns, int64_t x_row_stride,
                                            const int64_t* labels, int64_t classes, double* sums, int64_t* counts,
-                                           int32_t threads);
+                                           int32_t add, int32_t threads);
 
 /* An operand of the image kernels; data == null: absent. Strides of (sample, channel, row, column). */
 typedef struct {
@@ -117,6 +122,27 @@ typedef struct {
   int32_t coordinates;        /* 1: append the column and row of each pixel, -1 .. 1 over the whole image */
 } prunefast_add_noise_args;
 PRUNEFAST_API int32_t prunefast_add_noise(const prunefast_add_noise_args* args);
+
+/* silu(h) or h, h = (group_norm(x) weight + bias) (1 + scale) + shift; tensors are contiguous [samples, pixels, channels]
+ * (NHWC). The backward call reads mean and rstd of the forward one. */
+typedef struct {
+  int64_t samples, pixels, channels, groups;
+  int32_t dtype; /* of x, y and their gradients */
+  int32_t silu;
+  int32_t threads;
+  float eps;
+  const void* x;
+  const float *weight, *bias;  /* [channels] */
+  const float *scale, *shift;  /* [samples, channels]; null: zeros */
+  float *mean, *rstd;          /* [samples, groups] */
+  void* y;                     /* out, forward */
+  const void* gradient_y;      /* and the rest for backward; null in forward */
+  void* gradient_x;            /* out */
+  float *gradient_weight, *gradient_bias; /* out: [channels] */
+  float *gradient_scale, *gradient_shift; /* out: [samples, channels], or null */
+} prunefast_group_norm_args;
+PRUNEFAST_API int32_t prunefast_group_norm_silu(const prunefast_group_norm_args* args);
+PRUNEFAST_API int32_t prunefast_group_norm_silu_backward(const prunefast_group_norm_args* args);
 
 #ifdef __cplusplus
 }

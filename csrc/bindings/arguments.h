@@ -1,0 +1,45 @@
+// Python values to the structures of the C interface; for both modules.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "prunefast/prunefast.h"
+
+namespace py = pybind11;
+
+namespace prunefast {
+
+template <typename T>
+inline T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// (address, dtype, stride of sample, channel, row, column); None: absent.
+inline prunefast_image image(const py::object& value) {
+  prunefast_image result = {nullptr, {0, 0, 0, 0}, PRUNEFAST_FLOAT32};
+  if (value.is_none()) return result;
+  const auto fields = value.cast<py::tuple>();
+  result.data = pointer<void>(fields[0].cast<uintptr_t>());
+  result.dtype = fields[1].cast<int32_t>();
+  for (size_t i = 0; i < 4; ++i) result.stride[i] = fields[2 + i].cast<int64_t>();
+  return result;
+}
+
+// (sizes of the result: samples, channels, height, width, of x0: height, width; x0; noise; seed; position; corner;
+// flip; threads)
+inline prunefast_image_args images(const py::tuple& fields) {
+  prunefast_image_args args = {};
+  int64_t* const sizes[] = {&args.samples, &args.channels,     &args.height,
+                            &args.width,   &args.image_height, &args.image_width};
+  for (size_t i = 0; i < 6; ++i) *sizes[i] = fields[i].cast<int64_t>();
+  args.x0 = image(fields[6]);
+  args.noise = image(fields[7]);
+  args.seed = fields[8].cast<uint64_t>();
+  args.position = pointer<int64_t>(fields[9].cast<uintptr_t>());
+  args.corner = pointer<int64_t>(fields[10].cast<uintptr_t>());
+  args.flip = pointer<uint8_t>(fields[11].cast<uintptr_t>());
+  args.threads = fields[12].cast<int32_t>();
+  return args;
+}
+
+}  // namespace prunefast
