@@ -3,18 +3,20 @@
 // 1. y is centred on its mean and packed once, with -|y|^2 / 2 as the value a score starts from; the largest score
 //    x . y - |y|^2 / 2 is the nearest row, and |x|^2 is never needed.
 // 2. A block of rows of x is centred and scored against a few panels at a time, so that scores stay in the second-level
-// cache.
-// 3. Every score carries a bound of its rounding error. With T the k-th largest lower bound so far, only rows of y
-// whose upper
-//    bound reaches T can be among the k nearest; they are kept as candidates.
+//    cache. Where the processor multiplies bfloat16, the product is taken in it.
+// 3. Every score carries a bound of its error. With T the k-th largest lower bound so far, only rows of y whose upper
+//    bound reaches T can be among the k nearest; they are kept as candidates. Panels whose largest score cannot reach T
+//    are passed over.
 // 4. Candidates are decided and reported by direct float64 differences, ties to the smallest index. So the answer is
-// that of
-//    comparing all direct distances, whatever the instruction set, the number of threads, the offset or the spread of
-//    the data.
+//    that of comparing all direct distances, whatever the instruction set, the number of threads, the offset or the
+//    spread of the data.
 //
-// Rounding bound of a score, u = 2^-24: a dot product of n terms added one after the other onto the start value errs by
-// at most (n + 1) u (|x||y| + |y|^2 / 2) to first order; rounding the centred values adds u (2 |x||y| + |y|^2). Both
-// lie within (n + 8) u (|x||y| + |y|^2 / 2). Products below the normal range add at most n 2^-126.
+// Error bound of a float32 score, u = 2^-24: a dot product of n terms added one after the other onto the start value
+// errs by at most (n + 1) u (|x||y| + |y|^2 / 2) to first order; rounding the centred values adds u (2 |x||y| + |y|^2).
+// Both lie within (n + 8) u (|x||y| + |y|^2 / 2). Products below the normal range add at most n 2^-126.
+// Screening in bfloat16, X = bf16(x) and Y = bf16(y), adds |x . y - X . Y| = |x . (y - Y) + (x - X) . Y| <=
+// |x||y - Y| + |x - X||Y|, with both residuals measured. Products of two bfloat16 are exact in float32, and the
+// instruction rounds at most once a term; it takes subnormals for zero, which n 2^-126 covers, four times over.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
