@@ -36,9 +36,10 @@ int32_t check(cudaError_t error, const char* op) {
 DeviceScope::DeviceScope(int32_t device, const char* op) {
   int current = -1;
   status_ = check(cudaGetDevice(&current), op);
-  if (status_ || current == device) return;
+  if (status_) return;
+  // Even where it is current already: the runtime of torch is another one, and shares only the driver's context.
   status_ = check(cudaSetDevice(device), op);
-  if (!status_) previous_ = current;
+  if (!status_ && current != device) previous_ = current;
 }
 
 DeviceScope::~DeviceScope() {

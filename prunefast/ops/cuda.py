@@ -27,7 +27,7 @@ def load() -> tuple[ModuleType | None, str]:
             return None, "not built: nvcc was not there, or PRUNEFAST_CUDA=OFF"
         return None, f"built, but loading it fails: {error}"
     count, reason = _cuda.devices()
-    return (_cuda, "") if count else (None, reason)
+    return (_cuda, "") if count else (None, reason.removeprefix("devices: "))
 
 
 @functools.cache
