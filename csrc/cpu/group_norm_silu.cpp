@@ -68,8 +68,8 @@ class Norm {
     two_passes(
         [&](Slot& s, int64_t n, int64_t chunk) {
           double* sum = clear(s, chunk);
-          set_.norm_gradient_sums(args_.dtype, args_.silu, args_.x, args_.gradient_y, kept(s, n, chunk), offset(n, chunk),
-                                  count(chunk), args_.channels, &s.channels, sum, sum + padded_);
+          set_.norm_gradient_sums(args_.dtype, args_.silu, args_.x, args_.gradient_y, kept(s, n, chunk),
+                                  offset(n, chunk), count(chunk), args_.channels, &s.channels, sum, sum + padded_);
         },
         [&](Slot& s, int64_t n) { finish_sums(s, n); },
         [&](Slot& s, int64_t n, int64_t chunk) {

@@ -1,5 +1,5 @@
-// Screening scores from bfloat16 pairs (VDPBF16PS) and the conversion with what it loses; CMakeLists.txt gives this file
-// its flags.
+// Screening scores from bfloat16 pairs (VDPBF16PS) and the conversion with what it loses; CMakeLists.txt gives this
+// file its flags.
 #include "simd.h"
 #include "table.h"
 

@@ -41,7 +41,8 @@ inline void store_values(Float16* p, vf values) {
   for (int i = 0; i < kVector; ++i) p[i].bits = to_float16(values[i]);
 }
 
-// e^x for |x| <= 80: 2^n e^r with |r| <= ln 2 / 2; the polynomial (least-maximum fit of (e^r - 1 - r) / r^2) errs by 3e-9.
+// e^x for |x| <= 80: 2^n e^r with |r| <= ln 2 / 2; the polynomial (least-maximum fit of (e^r - 1 - r) / r^2) errs by
+// 3e-9.
 inline vf exponential(vf x) {
   const float magic = 0x1.8p23f;  // its last bit counts ones, so that adding it rounds to an integer
   const vf shifted = x * 0x1.715476p0f + magic;

@@ -86,8 +86,8 @@ struct Kernels {
   double (*direct_inner)(const float* x, const float* y, int64_t columns);
   void (*add_row)(double* sum, const float* x, int64_t columns);
 
-  // Pixels of `channels` values side by side, the first at `offset` of each operand and at the start of `kept`, the gradient
-  // of h (or null); channel arrays are padded to whole registers. Sums are added to.
+  // Pixels of `channels` values side by side, the first at `offset` of each operand and at the start of `kept`, the
+  // gradient of h (or null); channel arrays are padded to whole registers. Sums are added to.
   void (*norm_origin)(int32_t dtype, const void* x, int64_t channels, float* origin);
   void (*norm_sums)(int32_t dtype, const void* x, int64_t offset, int64_t pixels, int64_t channels, const float* origin,
                     double* sum, double* square);

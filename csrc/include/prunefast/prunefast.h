@@ -123,8 +123,8 @@ typedef struct {
 } prunefast_add_noise_args;
 PRUNEFAST_API int32_t prunefast_add_noise(const prunefast_add_noise_args* args);
 
-/* silu(h) or h, h = (group_norm(x) weight + bias) (1 + scale) + shift; tensors are contiguous [samples, pixels, channels]
- * (NHWC). The backward call reads mean and rstd of the forward one. */
+/* silu(h) or h, h = (group_norm(x) weight + bias) (1 + scale) + shift; tensors are contiguous [samples, pixels,
+ * channels] (NHWC). The backward call reads mean and rstd of the forward one. */
 typedef struct {
   int64_t samples, pixels, channels, groups;
   int32_t dtype; /* of x, y and their gradients */
