@@ -19,10 +19,10 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from prunefast.waiting import waiting_asleep
+from prunefast.waiting import waiting_briefly
 
 try:
-    with waiting_asleep():
+    with waiting_briefly():
         from prunefast import _native  # type: ignore[attr-defined]  # compiled
 except ImportError as error:
     raise ImportError(

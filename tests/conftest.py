@@ -7,9 +7,9 @@ from types import ModuleType
 
 import pytest
 
-from prunefast.waiting import wait_asleep
+from prunefast.waiting import wait_briefly
 
-wait_asleep()  # before the first test imports torch: the suite runs on shared machines too
+wait_briefly()  # before the first test imports torch: the suite runs on shared machines too
 
 
 def _hide_broken_torchvision() -> None:

@@ -71,9 +71,15 @@ def test_import_leaves_the_environment_alone(tmp_path: Path) -> None:
     assert python(code, cwd=tmp_path).stdout.strip() == "True"
 
 
-def test_commands_let_threads_sleep_unless_told_otherwise(tmp_path: Path) -> None:
-    code = "import os, prunefast.cli; prunefast.cli.main(['doctor', '--quiet']); print(os.environ['OMP_WAIT_POLICY'])"
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
-    assert python(code, cwd=tmp_path, env=environment).stdout.strip() == "PASSIVE"
-    told = environment | {"OMP_WAIT_POLICY": "ACTIVE"}
-    assert python(code, cwd=tmp_path, env=told).stdout.strip() == "ACTIVE"
+def test_commands_let_threads_wait_briefly_unless_told_otherwise(tmp_path: Path) -> None:
+    code = (
+        "import os, prunefast.cli; prunefast.cli.main(['report', '--quiet', 'nowhere'])\n"
+        "print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY'))"
+    )
+    plain = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    for told, expected in (
+        ({}, "1000 None"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "None ACTIVE"),
+        ({"GOMP_SPINCOUNT": "5"}, "5 None"),
+    ):
+        assert python(code, cwd=tmp_path, env=plain | told).stdout.strip() == expected

@@ -17,7 +17,7 @@ from typing import NoReturn
 import prunefast
 from prunefast.errors import PrunefastError
 from prunefast.files import explain_os_error
-from prunefast.waiting import wait_asleep
+from prunefast.waiting import wait_briefly
 
 # command -> one line of help, in the order of the work
 COMMANDS = {
@@ -74,7 +74,7 @@ def _stopped(error: KeyboardInterrupt) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (0; 2 for bad input; 1 for a failing machine; 130 interrupted)."""
-    wait_asleep()
+    wait_briefly()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = next((word for word in arguments if not word.startswith("-")), None)
     options, unknown = build_parser(command).parse_known_args(arguments)
