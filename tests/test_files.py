@@ -146,7 +146,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
         "import os, signal, sys; from prunefast.files import lock_folder\n"
         "with lock_folder(sys.argv[1], 'working'): os.kill(os.getpid(), signal.SIGKILL)"
     )
-    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False).returncode == -9
+    assert subprocess.run([sys.executable, "-P", "-c", script, str(tmp_path)], check=False).returncode == -9
     with lock_folder(tmp_path, "working"):
         pass
 

@@ -1,6 +1,6 @@
 """Networks from files: CIFAR ResNet-20, exported graphs, transformers, torchvision, timm."""
 
-import importlib.util
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -205,7 +205,8 @@ def run_alone(script, folder):
 
 
 def needs(name):
-    return pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"{name} is not installed")
+    installed = {distribution.metadata["Name"] for distribution in importlib.metadata.distributions()}
+    return pytest.mark.skipif(name not in installed, reason=f"{name} is not installed")
 
 
 @needs("transformers")
