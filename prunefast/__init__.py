@@ -33,7 +33,7 @@ except ImportError as error:
 
 __version__ = "0.1.0"
 
-_ABI = 2
+_ABI = 3
 if _native.abi_version() != _ABI:
     raise ImportError(
         f"prunefast's native module has interface {_native.abi_version()}, the Python code expects {_ABI}: "

@@ -29,6 +29,17 @@ void run(Call call) {
   }
 }
 
+prunefast_rows rows(const py::tuple& fields) {
+  prunefast_rows args = {};
+  args.x = pointer<void>(fields[0].cast<uintptr_t>());
+  args.dtype = fields[1].cast<int32_t>();
+  int64_t* const sizes[] = {&args.rows, &args.columns, &args.row_stride};
+  for (size_t i = 0; i < 3; ++i) *sizes[i] = fields[2 + i].cast<int64_t>();
+  args.row = pointer<int64_t>(fields[5].cast<uintptr_t>());
+  args.threads = fields[6].cast<int32_t>();
+  return args;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -75,6 +86,17 @@ PYBIND11_MODULE(_native, m) {
     run([=] {
       return prunefast_class_sums(pointer<float>(x), rows, columns, x_row_stride, pointer<int64_t>(labels), classes,
                                   pointer<double>(sums), pointer<int64_t>(counts), add, threads);
+    });
+  });
+  // x: address, dtype, rows, columns, row stride, address of the row numbers, threads.
+  m.def("moments", [](const py::tuple& x, uintptr_t mean, uintptr_t covariance) {
+    const prunefast_rows args = rows(x);
+    run([&] { return prunefast_moments(&args, pointer<double>(mean), pointer<double>(covariance)); });
+  });
+  m.def("mahalanobis", [](const py::tuple& x, uintptr_t mean, uintptr_t factor, uintptr_t squared) {
+    const prunefast_rows args = rows(x);
+    run([&] {
+      return prunefast_mahalanobis(&args, pointer<double>(mean), pointer<double>(factor), pointer<double>(squared));
     });
   });
   m.def("denoising_loss",
