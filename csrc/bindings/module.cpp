@@ -1,9 +1,6 @@
 // The Python face of the C interface: addresses and sizes in, a status out. It sees neither torch nor NumPy, releases
 // the GIL around every call, and turns a status into an exception; prunefast.ops checks and converts before it comes
 // here.
-#include <new>
-#include <stdexcept>
-
 #include "arguments.h"
 
 namespace {
@@ -12,21 +9,7 @@ using namespace prunefast;
 
 template <typename Call>
 void run(Call call) {
-  int32_t status;
-  {
-    py::gil_scoped_release release;
-    status = call();
-  }
-  switch (status) {
-    case PRUNEFAST_OK:
-      return;
-    case PRUNEFAST_OUT_OF_MEMORY:
-      throw std::bad_alloc();
-    case PRUNEFAST_OUT_OF_RANGE:
-      throw py::value_error(prunefast_last_error());
-    default:
-      throw std::runtime_error(prunefast_last_error());
-  }
+  checked(call, prunefast_last_error);
 }
 
 prunefast_rows rows(const py::tuple& fields) {
