@@ -21,6 +21,7 @@ from prunefast.evaluate import Evaluation, evaluate
 from prunefast.files import RunFolder, lock_folder, make_folder, read_json, remove_folder, remove_leftovers
 from prunefast.progress import format_seconds
 from prunefast.report import report
+from prunefast.reweight import reweight
 from prunefast.score import METHODS, score
 from prunefast.score.features import check_features
 from prunefast.score.parquet_file import to_json
@@ -215,6 +216,24 @@ def _refuse_if_trained(coreset_path: Path) -> None:
         raise InputError(
             f"{coreset_path}: a model was trained on this coreset; choose another -o folder, or delete {folder} first"
         )
+
+
+def reweight_run(
+    config: TrainConfig,
+    data: ImageDataset,
+    coreset: Coreset,
+    reference: str | os.PathLike[str],
+    *,
+    progress: bool = False,
+    **options: Any,
+) -> Outcome:
+    """OUT/class_weights.json, by a proxy in OUT/reweight. Continues a run that was stopped."""
+    path = RunFolder(config.out).class_weights
+    before = list_checkpoints(RunFolder(config.out).reweight)[:1]
+    weights = reweight(config, data, coreset, reference=reference, progress=progress, **options)
+    facts = {"class_weights": str(path), "average": dict(zip(weights.classes, weights.average.tolist(), strict=True))}
+    repeated = before != [] and before == list_checkpoints(RunFolder(config.out).reweight)[:1]
+    return Outcome(f"weights of {len(weights)} {weights.groups}: {path}", facts, repeated)
 
 
 def train_run(config: TrainConfig, data: ImageDataset, coreset: Coreset, *, progress: bool = False) -> Outcome:
