@@ -193,7 +193,7 @@ TRAINING_FLAGS += ["compile", "seed", "image_size", "device", "class_weights", "
 
 def training_values(options: argparse.Namespace) -> dict[str, Any]:
     """The keys of TrainConfig that were given: flags, --set over them."""
-    values: dict[str, Any] = {name: getattr(options, name) for name in TRAINING_FLAGS}
+    values: dict[str, Any] = {name: getattr(options, name, None) for name in TRAINING_FLAGS}
     values = {name: value for name, value in values.items() if value is not None}
     if options.minutes is not None:
         values["max_seconds"] = 60.0 * options.minutes

@@ -117,4 +117,5 @@ def systematic_counts(weights: np.ndarray, n: int, u: float) -> np.ndarray:
     """int64 [C] summing to n, each within one of n * weights; u in [0, 1)."""
     ends = n * np.cumsum(weights)
     ends[np.flatnonzero(weights)[-1] :] = n  # the sum may miss 1 by a rounding
-    return np.diff(np.floor(ends + u).astype(np.int64), prepend=0)
+    ends = np.minimum(np.floor(ends + u), n)  # n + u rounds to n + 1 for the largest u
+    return np.diff(ends.astype(np.int64), prepend=0)
