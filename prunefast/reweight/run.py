@@ -217,6 +217,7 @@ def _train_on_every_rank(
         mine = folder if world.is_main else Path(scratch)
         if not world.is_main and (paths := list_checkpoints(folder)):
             shutil.copytree(paths[0], mine / paths[0].name)
+            shutil.copy(folder / "metrics.jsonl", mine)
         distributed.barrier()  # before rank 0 writes the next checkpoint and prunes
         train_plan(plan, mine, progress and world.is_main, make_run)
         return _last_state(mine)
