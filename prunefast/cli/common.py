@@ -106,11 +106,13 @@ def method_options(options: argparse.Namespace) -> dict[str, Any]:
     """The options of --method. Only names that the method has: another one could be an argument of ours."""
     from prunefast.score import METHODS
     from prunefast.score.options import make_options
+    from prunefast.score.surrogate import SURROGATES
     from prunefast.select.selection import SELECTIONS
 
     given = key_values("--option", options.option)
     if options.command == "score":
-        kind = METHODS[options.method].options if options.method in METHODS else None
+        known: dict[str, Any] = {**METHODS, **SURROGATES}
+        kind = known[options.method].options if options.method in known else None
     else:
         kind = SELECTIONS.get(options.method)
     if kind is not None:  # a method that does not exist is said by the step itself

@@ -235,7 +235,8 @@ def _result(state: dict[str, Any], grouping: _Grouping, facts: dict[str, Any], p
     if not history["images"] or history["images"][-1] != state["images"]:
         _note(history, state["images"], recorded["now"])
     facts = facts | {"data": plan.data.fingerprint, "coreset": plan.coreset.fingerprint, "images": state["images"]}
-    return ClassWeights(recorded["now"]["average"], grouping.names, grouping.kind, history, facts)
+    arrays = {name: np.array(values, dtype=np.float64) for name, values in history.items()}  # None becomes NaN
+    return ClassWeights(np.array(recorded["now"]["average"]), grouping.names, grouping.kind, arrays, facts)
 
 
 def _note(history: dict[str, list[Any]], images: int, now: dict[str, Any]) -> None:
@@ -260,12 +261,12 @@ class _Pair(nn.Module):
 
 
 class _Errors(NamedTuple):
-    """per_sample [B], differentiable; weight [B] of noise level and image; excess, count [C]."""
+    """per_sample [B], differentiable; weight [B] of noise level and image; excess, images [C]: sums over classes."""
 
     per_sample: Tensor
     weight: Tensor
     excess: Tensor
-    count: Tensor
+    images: Tensor
 
 
 class _ExcessLoss(nn.Module):
@@ -374,7 +375,7 @@ class _ReweightRun(_Run):
         alone = len(batches) == 1
         with torch.set_grad_enabled(alone):
             errors = [self._errors(batch) for batch in batches]
-        sums = sum(torch.stack((part.excess.double(), part.count.double())) for part in errors)
+        sums = sum(torch.stack((part.excess.double(), part.images.double())) for part in errors)
         excess, count = distributed.sum_blocks(sums[None], self.world.size)  # type: ignore[index]
         factor = (self.ascent.update(excess, count) / self.shares).float()
         total = torch.zeros((), device=self.device)

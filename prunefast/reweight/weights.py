@@ -100,7 +100,7 @@ def _history(history: dict[str, Any], classes: int) -> dict[str, np.ndarray]:
     if not history:
         return {}
     images = np.array(history["images"], dtype=np.int64)
-    result = {"images": images}
+    result: dict[str, np.ndarray] = {"images": images}
     for name in _TRACES:
         values = np.array(history[name], dtype=np.float64).reshape(-1, classes)  # None becomes NaN
         if len(values) != len(images):
