@@ -139,6 +139,17 @@ def reweight(
     return weights
 
 
+def check_reweight(config: TrainConfig, data: "ImageDataset", reference: str | os.PathLike[str]) -> None:
+    """Raise what `reweight` would raise whatever the coreset: before one is selected."""
+    from prunefast.select import Coreset
+
+    everything = Coreset.full(data)
+    data, everything = open_inputs(config, data, everything)
+    plan = make_plan(config, data, everything)
+    _grouping("classes", data, everything)
+    _check_reference(load_network(reference, plan.device), plan)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Grouping:
     """of_item int64 [N]; counts int64 [C] in the coreset, none 0."""
