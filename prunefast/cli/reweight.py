@@ -1,4 +1,5 @@
 import argparse
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from prunefast.cli import common
@@ -33,13 +34,16 @@ _OPTIONS = ("step_size", "smoothing", "start", "draw", "micro_batch")
 
 
 def main(options: argparse.Namespace) -> int:
-    from prunefast import pipeline
+    from prunefast import distributed, pipeline
     from prunefast.files import RunFolder
     from prunefast.reweight import ClassWeights
     from prunefast.select import Coreset
 
     run = RunFolder(options.run)
-    with pipeline.writing(run):
+    main_rank = distributed.is_main()
+    if not main_rank:  # of torchrun: rank 0 holds the folder and speaks
+        options.quiet, options.json = True, False
+    with pipeline.writing(run) if main_rank else contextlib.nullcontext():
         data = pipeline.open_run(run)
         path = options.coreset or (run.coreset if run.coreset.exists() else None)
         coreset = Coreset.load(path, data) if path is not None else Coreset.full(data)
