@@ -7,6 +7,7 @@ installed are left out.
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from prunefast import ops
 
@@ -89,9 +90,47 @@ GAUSSIAN = {"prunefast": lambda x: ops.gaussian_log_likelihood(x, ops.fit_gaussi
 
 
 @pytest.mark.parametrize("who", GAUSSIAN)
-def test_gaussian(benchmark, who):
-    benchmark.group = "Gaussian fit and log-likelihood 50000 x 512"
-    benchmark.pedantic(GAUSSIAN[who], (rows(50_000, 512, 0),), rounds=3, warmup_rounds=1)
+@pytest.mark.parametrize(("n", "d"), [(50_000, 512), (20_000, 2048)])
+def test_gaussian(benchmark, who, n, d):
+    benchmark.group = f"Gaussian fit and log-likelihood {n} x {d}"
+    benchmark.pedantic(GAUSSIAN[who], (rows(n, d, 0),), rounds=3, warmup_rounds=1)
+
+
+def sklearn_ppca(x):
+    pca = pytest.importorskip("sklearn.decomposition").PCA(64, svd_solver="covariance_eigh")
+    wide = x.numpy().astype(np.float64)
+    return pca.fit(wide).score_samples(wide)
+
+
+PPCA = {"prunefast": lambda x: ops.ppca_log_likelihood(x, ops.fit_ppca(x, components=64)), "sklearn": sklearn_ppca}
+
+
+@pytest.mark.parametrize("who", PPCA)
+def test_ppca(benchmark, who):
+    benchmark.group = "PPCA of 64 components, fit and log-likelihood 20000 x 512"
+    benchmark.pedantic(PPCA[who], (rows(20_000, 512, 0),), rounds=3, warmup_rounds=1)
+
+
+def torch_norm(x, weight, bias):
+    return functional.silu(functional.group_norm(x, 32, weight.to(x.dtype), bias.to(x.dtype)))
+
+
+NORM = {
+    "prunefast": lambda x, weight, bias: ops.group_norm_silu(x, 32, weight, bias),
+    "torch eager": torch_norm,
+    "torch.compile": torch.compile(torch_norm),
+}
+
+
+@pytest.mark.parametrize("who", NORM)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(32, 128, 32, 32), (64, 256, 8, 8), (4, 256, 8, 8)])
+def test_group_norm_silu(benchmark, who, shape, dtype):
+    benchmark.group = f"group norm and SiLU forward and backward {'x'.join(map(str, shape))} {dtype} channels_last"
+    x, slope = (rows(shape[0], shape[1] * shape[2] * shape[3], seed).view(shape).to(dtype) for seed in (0, 1))
+    x, slope = (t.contiguous(memory_format=torch.channels_last) for t in (x, slope))
+    inputs = [t.requires_grad_() for t in (x, *rows(2, shape[1], 2))]
+    benchmark.pedantic(lambda: torch.autograd.grad(NORM[who](*inputs), inputs, slope), rounds=10, warmup_rounds=2)
 
 
 def torch_loss(pred, x0, noise, a, b, weight):
