@@ -242,6 +242,9 @@ def read_class_weights(
             recorded = content.get("groups", groups) if "average" in content else groups
             if recorded != groups:
                 raise InputError(f"{source}: holds weights of {recorded}; set class_weights_of to that")
+            named = content.get("classes") if "average" in content else None
+            if named is not None and named != list(classes):
+                raise InputError(f"{source}: its classes are not those of the data ({', '.join(map(str, named))[:60]})")
             content = content.get("average", content)
         if isinstance(content, dict):
             missing = [name for name in classes if name not in content]
