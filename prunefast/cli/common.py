@@ -166,6 +166,14 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--process", help="ddpm-linear, ddpm-cosine, flow or edm")
     group.add_argument("--prediction", help="eps, v, x0, flow ... (default: the process' own)")
     group.add_argument("--weighting", help="uniform, min_snr, edm or p2")
+    group.add_argument(
+        "--patch-p",
+        type=float,
+        nargs="?",
+        const=0.5,
+        metavar="P",
+        help="Patch Diffusion: share of steps on full images (without a number: 0.5, as the paper)",
+    )
     group.add_argument("--precision", choices=("auto", "bf16", "fp32"))
     group.add_argument("--no-flip", dest="flip", action="store_false", default=None, help="no mirrored images")
     group.add_argument("--compile", action="store_true", default=None, help="torch.compile the network")
@@ -182,7 +190,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
 
 # arguments that are keys of TrainConfig by the same name
 TRAINING_FLAGS = ["model", "images", "batch_size", "lr", "process", "prediction", "weighting", "precision", "flip"]
-TRAINING_FLAGS += ["compile", "seed", "image_size", "device"]
+TRAINING_FLAGS += ["compile", "seed", "image_size", "device", "patch_p"]
 
 
 def training(options: argparse.Namespace, *, out: str, data: "ImageDataset") -> "TrainConfig":

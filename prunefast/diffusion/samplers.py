@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from prunefast import ops
 from prunefast.diffusion.parameterisation import check_prediction, to_x0
+from prunefast.diffusion.patches import full_coordinates
 from prunefast.diffusion.process import RATIO_MAX, RATIO_MIN, Process, make_process, ratio_grid
 from prunefast.errors import InputError, InputTypeError
 from prunefast.ops.philox import Stream
@@ -49,6 +50,8 @@ class Denoiser:
             1 is the conditional network alone and 0 the unconditional one, each at one call; other values evaluate both
             in one batch of twice the size.
         null_label: the label that means "no class"; None: num_classes of `model.config`.
+        coordinates: give the model the coordinates of the whole image in two more channels, after the preconditioning,
+            as it was trained with patches; None: what `model.config` says.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Denoiser:
         prediction: str | None = None,
         guidance: float = 1.0,
         null_label: int | None = None,
+        coordinates: bool | None = None,
     ):
         self.model = model
         self.process = make_process(process)
@@ -71,8 +75,10 @@ class Denoiser:
         if not math.isfinite(guidance):
             raise InputError(f"guidance must be finite, not {guidance}")
         self.guidance = float(guidance)
+        config = getattr(model, "config", None) or {}
         if null_label is None:
-            null_label = (getattr(model, "config", None) or {}).get("num_classes")
+            null_label = config.get("num_classes")
+        self.coordinates = bool(config.get("coordinates", False)) if coordinates is None else coordinates
         if null_label is None and self.guidance != 1:
             raise InputError(f"guidance={guidance} needs a model with classes (or null_label)")
         self.null_label = null_label
@@ -92,18 +98,22 @@ class Denoiser:
             value.to(x.dtype)[:, None, None, None] for value in self.process.alpha_sigma(time, torch.float64)
         )
         network_input = (x * self.process.input_scale(time).to(x.dtype)[:, None, None, None]).to(self.dtype)
+        if self.coordinates:
+            grid = full_coordinates(x.shape[-1], x.device, self.dtype).expand(len(x), -1, -1, -1)
+            network_input = torch.cat((network_input, grid), dim=1)
         output = self._predict(network_input, self.process.network_time(time).expand(len(x)), labels, x.dtype)
+        output = output[:, : x.shape[1]].to(x.dtype)
         return to_x0(self.prediction, output, x, alpha, sigma, self.process.sigma_data)
 
     def _predict(self, x: Tensor, time: Tensor, labels: Tensor | None, dtype: torch.dtype) -> Tensor:
         if self.guidance == 1:
-            return self.model(x, time, labels)[:, : x.shape[1]].to(dtype)
+            return self.model(x, time, labels)
         if labels is None:
             raise InputError(f"labels are needed with guidance={self.guidance}")
         null = torch.full_like(labels, self.null_label)  # type: ignore[arg-type]
         if self.guidance == 0:
-            return self.model(x, time, null)[:, : x.shape[1]].to(dtype)
-        both = self.model(torch.cat((x, x)), torch.cat((time, time)), torch.cat((labels, null)))[:, : x.shape[1]]
+            return self.model(x, time, null)
+        both = self.model(torch.cat((x, x)), torch.cat((time, time)), torch.cat((labels, null)))
         conditional, unconditional = both.to(dtype).chunk(2)  # a guidance of 5 magnifies what bfloat16 would round off
         return torch.lerp(unconditional, conditional, self.guidance)
 

@@ -1,6 +1,6 @@
 """Batches of a coreset for a training loop: on the device, resumable, the same for every number of ranks."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,8 @@ class CoresetLoader:
 
     data         ImageDataset with a common image size
     batch_size   images a rank and step
+    multiplier   begin -> how many times batch_size the batch has that begins at this position (default: 1, always);
+                 Patch Diffusion's `PatchSchedule.multiplier`. A function of the position: resuming needs no more
     epochs       how often an iteration goes through the coreset; None: for ever, batches then cross the borders of
                  epochs. The last batch of a finite pass may be smaller; a rank for which nothing is left of it gets
                  none (under DDP use None).
@@ -78,6 +80,7 @@ class CoresetLoader:
         coreset: CoresetLike,
         *,
         batch_size: int,
+        multiplier: Callable[[int], int] | None = None,
         seed: int = 0,
         shuffle: bool = True,
         epochs: int | None = None,
@@ -90,6 +93,7 @@ class CoresetLoader:
         memory_budget_bytes: int | None = None,
     ):
         self.batch_size = check_whole("batch_size", batch_size, 1)
+        self._multiplier = multiplier
         self.seed = check_whole("seed", seed, 0, MAX_SEED)
         self.threads = worker_count(threads)
         if memory_budget_bytes is not None:
@@ -124,9 +128,10 @@ class CoresetLoader:
         position = self._position
         end = position.end()
         batches = self._from_disk(end) if self.placement == "disk" else self._from_memory(end)
-        step = self.batch_size * position.world_size
         for batch in batches:
-            position.value += step  # before the yield: the loop has this batch now
+            position.value += (
+                self._images(position.value) * position.world_size
+            )  # before the yield: the loop has this batch now
             if end is not None:
                 position.value = min(position.value, end)
             yield batch
@@ -137,10 +142,15 @@ class CoresetLoader:
         """This rank's positions of each batch from here on."""
         begin = self._position.value
         while end is None or begin < end:
-            positions = self._position.batch(begin, self.batch_size, end)
+            images = self._images(begin)
+            positions = self._position.batch(begin, images, end)
             if len(positions):
                 yield positions
-            begin += self.batch_size * self._position.world_size
+            begin += images * self._position.world_size
+
+    def _images(self, begin: int) -> int:
+        """Of a rank, in the batch that begins at this position."""
+        return self.batch_size * (1 if self._multiplier is None else self._multiplier(begin))
 
     def _from_memory(self, end: int | None) -> Iterator[Batch]:
         if self._resident is None:
@@ -191,9 +201,11 @@ class CoresetLoader:
         return pixels
 
     def __len__(self) -> int:
-        """Batches this rank gets in a whole pass; TypeError where it has no end."""
+        """Batches this rank gets in a whole pass; TypeError where it has no end, or batches of several sizes."""
         if self._position.epochs is None:
             raise TypeError("CoresetLoader with epochs=None has no length")
+        if self._multiplier is not None:
+            raise TypeError("CoresetLoader with a multiplier has no length")
         position = self._position
         mine = -(-(position.n * self._position.epochs - position.rank) // position.world_size)
         return -(-mine // self.batch_size)

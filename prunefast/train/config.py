@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import tomli_w
 
+from prunefast.diffusion.patches import LOSSES, SCHEDULES
 from prunefast.errors import InputError, InputTypeError
 from prunefast.files import read_json, write_text
 
@@ -59,6 +60,13 @@ class TrainConfig:
     weighting_gamma: float | None = None  # of "min_snr" and "p2"; None: the weighting's default
     class_weights: str | tuple[float, ...] | None = None  # class_weights.json, numbers in class order, or ClassWeights
     flip: bool = True  # mirror half of the images left to right; False for digits and letters
+
+    # Patch Diffusion (prunefast.diffusion.PatchSchedule); the network gets coordinates
+    patch_p: float | None = None  # share of steps on full images; None: all, and no coordinates. The paper: 0.5
+    patch_levels: int | None = None  # sizes R, R / 2, R / 4: how many of them; None: 3 for pixels, 2 for latents
+    patch_multiply: bool = True  # 2 and 4 times the images at R / 2 and R / 4
+    patch_schedule: str = "stochastic"  # "progressive": from the smallest size to the largest over `images`
+    patch_loss: str = "sum"  # over pixels, as the paper; "mean": small patches pull as hard as full images
 
     # optimisation
     batch_size: int = 128
@@ -171,6 +179,8 @@ def recipe(config: TrainConfig, **resolved: Any) -> dict[str, Any]:
         field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name not in _NOT_RECIPE
     }
     kept["betas"] = list(config.betas)
+    if config.patch_p is None:  # they mean nothing; and runs from before there were any go on
+        kept = {key: value for key, value in kept.items() if not key.startswith("patch_")}
     return {**resolved, **kept}
 
 
@@ -292,10 +302,10 @@ class _Whole:
 
 
 class _Number:
-    """low <= value < high, or low < value where `open_low`."""
+    """low <= value < high; or low < value where `open_low`, value <= high where `closed_high`."""
 
-    def __init__(self, low: float, high: float = math.inf, *, open_low: bool = False):
-        self.low, self.high, self.open_low = low, high, open_low
+    def __init__(self, low: float, high: float = math.inf, *, open_low: bool = False, closed_high: bool = False):
+        self.low, self.high, self.open_low, self.closed_high = low, high, open_low, closed_high
 
     def __call__(self, key: str, value: Any) -> float:
         try:
@@ -305,8 +315,11 @@ class _Number:
         except (TypeError, ValueError):
             raise InputTypeError(f"{key} is {value!r}; give a number") from None
         low_ok = number > self.low if self.open_low else number >= self.low
-        if not (low_ok and number < self.high):  # NaN fails too
-            upper = f" and below {self.high:g}" if self.high < math.inf else " and finite"
+        high_ok = number <= self.high if self.closed_high else number < self.high
+        if not (low_ok and high_ok):  # NaN fails too
+            upper = f" and {'at most' if self.closed_high else 'below'} {self.high:g}"
+            if self.high == math.inf:
+                upper = " and finite"
             raise InputError(
                 f"{key} is {number:g}; it must be {'above' if self.open_low else 'at least'} {self.low:g}{upper}"
             )
@@ -379,6 +392,11 @@ _CHECKS: dict[str, typing.Callable[[str, Any], Any]] = {
     "weighting": _text,
     "weighting_gamma": _Optional(_Number(0.0, open_low=True)),
     "flip": _flag,
+    "patch_p": _Optional(_Number(0.0, 1.0, closed_high=True)),
+    "patch_levels": _Optional(_Whole(1, 3)),
+    "patch_multiply": _flag,
+    "patch_schedule": _Choice(SCHEDULES),
+    "patch_loss": _Choice(LOSSES),
     "batch_size": _Whole(1),
     "optimizer": _Choice(OPTIMIZERS),
     "lr": _Number(0.0),

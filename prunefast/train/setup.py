@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from prunefast.data import ImageDataset, open_dataset
-from prunefast.diffusion import DenoisingLoss
+from prunefast.diffusion import DenoisingLoss, PatchSchedule
+from prunefast.diffusion.patches import PIXEL_LEVELS
 from prunefast.errors import InputError
 from prunefast.models import build_model, count_parameters
 from prunefast.select import Coreset
@@ -67,6 +68,7 @@ class Plan:
     device: torch.device
     loss: DenoisingLoss
     num_classes: int | None  # None: the network is unconditional
+    patches: PatchSchedule | None  # None: full images
     model: nn.Module  # on the CPU
     recipe: dict[str, Any]
 
@@ -91,10 +93,16 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset) -> Plan
     conditional = config.class_conditional is not False and data.labels is not None
     num_classes = len(data.classes) if conditional else None
     options: dict[str, Any] = {"num_classes": num_classes, "dropout": config.dropout, **config.model_options}
+    assert data.image_size is not None  # open_inputs
+    patches = make_patches(config, data.image_size)
+    if patches is not None:
+        options.setdefault("coordinates", True)
     cpu = torch.device("cpu")  # where weights are drawn: the same on every device
     with forked_generators(cpu):
         seed_generators(cpu, derived_seed("weights", config.seed))
-        model = build_model(config.model, image_size=data.image_size, **options)  # type: ignore[arg-type]
+        model = build_model(config.model, image_size=data.image_size, **options)
+    if patches is not None:
+        check_patches(patches, config.model, model.size_multiple)
     resolved = recipe(
         config,
         data=data.fingerprint,
@@ -105,7 +113,37 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset) -> Plan
         class_weights=class_weights,
         precision=pick_precision(config.precision, device, count_parameters(model)),
     )
-    return Plan(config, data, coreset, device, loss, num_classes, model, resolved)
+    if patches is not None:  # what "auto" and the length of the run came to
+        resolved |= {"patch_levels": len(patches.patches), "patch_images": patches.images}
+    return Plan(config, data, coreset, device, loss, num_classes, patches, model, resolved)
+
+
+def make_patches(config: TrainConfig, image_size: int) -> PatchSchedule | None:
+    """The patches of a run, None without `patch_p`."""
+    if config.patch_p is None:
+        return None
+    if config.patch_schedule == "progressive" and config.images is None:
+        raise InputError("images: patch_schedule = 'progressive' needs the length of the run in images")
+    return PatchSchedule(
+        image_size,
+        p=config.patch_p,
+        levels=config.patch_levels or PIXEL_LEVELS,
+        multiply=config.patch_multiply,
+        schedule=config.patch_schedule,
+        images=config.images,
+        loss=config.patch_loss,
+        seed=config.seed,
+    )
+
+
+def check_patches(patches: PatchSchedule, model: str, multiple: int) -> None:
+    """The smallest crops go through the network."""
+    smallest = patches.patches[-1].size
+    if smallest % multiple:
+        raise InputError(
+            f"patch_p: crops of {smallest} pixels do not go through {model}, which takes multiples of {multiple}; "
+            f"give patch_levels = {len(patches.patches) - 1}, larger images or another model"
+        )
 
 
 def check_training(config: TrainConfig, data: ImageDataset) -> None:
@@ -127,7 +165,8 @@ def build_parts(plan: Plan) -> Parts:
     """Everything on the device."""
     config, device = plan.config, plan.device
     model = plan.model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    network: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
+    # one graph a patch size, each compiled when it first comes; dynamic shapes would give one slower graph for all
+    network: nn.Module = torch.compile(model, dynamic=False) if config.compile else model  # type: ignore[assignment]
     step = TrainingStep(
         network,
         plan.loss.to(device),
@@ -136,11 +175,15 @@ def build_parts(plan: Plan) -> Parts:
         label_drop=config.label_drop,
         flip=config.flip,
         precision=plan.recipe["precision"],
+        coordinates=model.config["coordinates"],
+        augment_labels=model.config.get("augment_labels", 0),
+        patches=plan.patches,
     )
     loader = CoresetLoader(
         plan.data,
         plan.coreset,
         batch_size=config.batch_size,
+        multiplier=None if plan.patches is None else plan.patches.multiplier,
         seed=config.seed,
         threads=config.threads,
         device=device,

@@ -76,7 +76,7 @@ def test_a_run_from_begin_to_end(data, make_config, tmp_path):
     records = read_metrics(folder / "metrics.jsonl")
     assert [record["images"] for record in records] == [24, 48, 72, 96, 104]
     assert [record["steps"] for record in records] == [3, 6, 9, 12, 13]
-    assert set(records[0]) == {"images", "steps", "loss", "lr", "grad_norm", "skipped", *TIMING_KEYS}
+    assert set(records[0]) == {"images", "steps", "pixels", "loss", "lr", "grad_norm", "skipped", *TIMING_KEYS}
     assert records[0]["lr"] == pytest.approx(1e-3 * 24 / 32)
     assert records[-1]["lr"] == 1e-3
     assert 0.5 < records[0]["loss"] < 1.5  # eps prediction starts near E noise^2 = 1
