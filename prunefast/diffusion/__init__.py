@@ -5,6 +5,7 @@ from prunefast.diffusion.parameterisation import PREDICTIONS, target_coefficient
 from prunefast.diffusion.patches import Patch, PatchSchedule
 from prunefast.diffusion.process import DDPM, EDM, PROCESSES, Flow, Process, make_process
 from prunefast.diffusion.samplers import SAMPLERS, Denoiser, ddim, ddpm, euler, heun, heun_times, sample_images
+from prunefast.diffusion.variational import HybridLoss
 from prunefast.diffusion.weighting import P2, WEIGHTINGS, EDMWeighting, MinSNR, Uniform, Weighting, make_weighting
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "DenoisingLoss",
     "EDMWeighting",
     "Flow",
+    "HybridLoss",
     "MinSNR",
     "Patch",
     "PatchSchedule",

@@ -156,6 +156,7 @@ class EDMUNet(nn.Module):
         augment_labels: length of the vector that says how an image was augmented (Karras et al. 2022, appendix F.2), so
             that augmentation does not leak into the samples; 0: none. `forward(..., augment=float [B, n])`; None is no
             augmentation. Our loop gives the mirroring as its first number.
+        learn_sigma: doubles the output channels, for a learned variance (`prunefast.diffusion.HybridLoss`).
         coordinates: x has two more channels, the coordinates of `ops.add_noise`, for training on patches.
     """
 
@@ -173,6 +174,7 @@ class EDMUNet(nn.Module):
         attention_levels: Sequence[int] = (1,),
         dropout: float = 0.13,
         augment_labels: int = 0,
+        learn_sigma: bool = False,
         coordinates: bool = False,
     ):
         super().__init__()
@@ -229,7 +231,8 @@ class EDMUNet(nn.Module):
                 self.up.append(block(current + skips.pop(), widths[level], attention=attends))
                 current = widths[level]
         self.tail_norm = GroupNormSiLU(current, chosen.norm_eps)
-        self.tail = _initialised(nn.Conv2d(current, channels, 3, padding=1), chosen, chosen.last_gain)
+        outputs = channels * (2 if learn_sigma else 1)
+        self.tail = _initialised(nn.Conv2d(current, outputs, 3, padding=1), chosen, chosen.last_gain)
 
     def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         check_condition(x, time, labels, self.inputs, self.num_classes)

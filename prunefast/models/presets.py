@@ -86,8 +86,8 @@ for _size, (_depth, _width, _heads) in _DIT_SIZES.items():
 
 # arguments that a caller may override beyond those the preset names
 _FURTHER = {
-    "unet": {"asymmetric_downsample": False, "norm_eps": 1e-6, "coordinates": False},
-    "edm": {"coordinates": False},
+    "unet": {"asymmetric_downsample": False, "norm_eps": 1e-6, "learn_sigma": False, "coordinates": False},
+    "edm": {"learn_sigma": False, "coordinates": False},
     "dit": {"mlp_ratio": 4.0, "learn_sigma": False, "coordinates": False},
 }
 

@@ -122,6 +122,7 @@ class UNet(nn.Module):
         heads: of every attention; must divide its channels.
         asymmetric_downsample: see `Downsample`.
         norm_eps: added to the variance in every norm; 1e-6 as in DDPM's own code.
+        learn_sigma: doubles the output channels, for a learned variance (`prunefast.diffusion.HybridLoss`).
         coordinates: x has two more channels, the coordinates of `ops.add_noise`, for training on patches.
     """
 
@@ -140,6 +141,7 @@ class UNet(nn.Module):
         dropout: float = 0.1,
         asymmetric_downsample: bool = False,
         norm_eps: float = 1e-6,
+        learn_sigma: bool = False,
         coordinates: bool = False,
     ):
         super().__init__()
@@ -201,7 +203,7 @@ class UNet(nn.Module):
             if level:
                 self.upsamples.append(Upsample(current))
         self.tail_norm = GroupNormSiLU(current, norm_eps)
-        self.tail = _conv(current, channels, 3, padding=1, gain=SMALL_GAIN)
+        self.tail = _conv(current, channels * (2 if learn_sigma else 1), 3, padding=1, gain=SMALL_GAIN)
 
         self.levels, self.blocks = levels, blocks
 

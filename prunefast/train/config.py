@@ -58,6 +58,8 @@ class TrainConfig:
     prediction: str | None = None  # None: the process' default
     weighting: str = "uniform"
     weighting_gamma: float | None = None  # of "min_snr" and "p2"; None: the weighting's default
+    learn_sigma: bool = False  # the network learns the variance too, by the variational bound (ddpm-* only)
+    bound_weight: float = 0.001  # of the bound, Nichol & Dhariwal 2021
     class_weights: str | tuple[float, ...] | None = None  # class_weights.json, numbers in class order, or ClassWeights
     flip: bool = True  # mirror half of the images left to right; False for digits and letters
 
@@ -181,6 +183,8 @@ def recipe(config: TrainConfig, **resolved: Any) -> dict[str, Any]:
     kept["betas"] = list(config.betas)
     if config.patch_p is None:  # they mean nothing; and runs from before there were any go on
         kept = {key: value for key, value in kept.items() if not key.startswith("patch_")}
+    if not config.learn_sigma:
+        del kept["learn_sigma"], kept["bound_weight"]
     return {**resolved, **kept}
 
 
@@ -391,6 +395,8 @@ _CHECKS: dict[str, typing.Callable[[str, Any], Any]] = {
     "prediction": _Optional(_text),
     "weighting": _text,
     "weighting_gamma": _Optional(_Number(0.0, open_low=True)),
+    "learn_sigma": _flag,
+    "bound_weight": _Number(0.0),
     "flip": _flag,
     "patch_p": _Optional(_Number(0.0, 1.0, closed_high=True)),
     "patch_levels": _Optional(_Whole(1, 3)),

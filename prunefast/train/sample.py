@@ -101,6 +101,8 @@ def sample(
         "prediction": recipe["prediction"],
         "image_size": network["image_size"],
     }
+    if sampler == "ddpm" and network.get("learn_sigma"):
+        protocol["variance"] = "learned"
     target = pick_device(device)
     if out is None:
         return _fill(path, state, images, None, protocol, classes, target, guidance, batch_size, progress)
@@ -145,6 +147,7 @@ def _fill(
                         steps=protocol["steps"],
                         seed=protocol["seed"],
                         batch_size=batch_size,
+                        **({"variance": protocol["variance"]} if "variance" in protocol else {}),
                     )
                 new = [k for k in missing if begin <= k < begin + batch_size]
                 images[new] = quantise(made).numpy()[np.array(new) - begin]

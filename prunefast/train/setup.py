@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from prunefast.data import ImageDataset, open_dataset
-from prunefast.diffusion import DenoisingLoss, PatchSchedule
+from prunefast.diffusion import DenoisingLoss, HybridLoss, PatchSchedule
 from prunefast.diffusion.patches import PIXEL_LEVELS
 from prunefast.errors import InputError
 from prunefast.models import build_model, count_parameters
@@ -89,7 +89,8 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset) -> Plan
         counts = np.bincount(np.asarray(data.labels)[coreset.indices], minlength=len(data.classes))
         frequencies = counts / counts.sum()
     weighting = pick_weighting(config.weighting, config.weighting_gamma)
-    loss = DenoisingLoss(config.process, config.prediction, weighting, class_weights, frequencies)
+    described = (config.process, config.prediction, weighting, class_weights, frequencies)
+    loss = HybridLoss(*described, bound_weight=config.bound_weight) if config.learn_sigma else DenoisingLoss(*described)
     conditional = config.class_conditional is not False and data.labels is not None
     num_classes = len(data.classes) if conditional else None
     options: dict[str, Any] = {"num_classes": num_classes, "dropout": config.dropout, **config.model_options}
@@ -97,6 +98,8 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset) -> Plan
     patches = make_patches(config, data.image_size)
     if patches is not None:
         options.setdefault("coordinates", True)
+    if config.learn_sigma:
+        options["learn_sigma"] = True
     cpu = torch.device("cpu")  # where weights are drawn: the same on every device
     with forked_generators(cpu):
         seed_generators(cpu, derived_seed("weights", config.seed))

@@ -13,7 +13,7 @@ from prunefast.data import from_arrays, open_dataset
 from prunefast.errors import InputError, InputTypeError, MachineError
 from prunefast.files import lock_folder
 from prunefast.select import Coreset
-from prunefast.train import TIMING_KEYS, TrainConfig, TrainingStopped, read_metrics, train
+from prunefast.train import TIMING_KEYS, TrainConfig, TrainingStopped, read_metrics, sample, train
 from prunefast.train import loop as loop_module
 from prunefast.train import state as checkpoints
 from prunefast.train import step as step_module
@@ -526,3 +526,23 @@ def test_a_compiled_network_is_the_same_run(data, make_config, monkeypatch, tmp_
         not torch.equal(tensor, compiled["model.safetensors"][key])
         for key, tensor in compiled["ema.safetensors"].items()
     )
+
+
+def test_learned_variance(data, make_config, monkeypatch, tmp_path):
+    """Trains twice the channels, stops and goes on, samples with the variance it learned."""
+    options = {"images": 96, "learn_sigma": True, "process": "ddpm-cosine", "checkpoint_every_images": 32}
+    straight = make_config(**options, out=str(tmp_path / "straight"))
+    train(straight, data)
+    stopped = make_config(**options, out=str(tmp_path / "stopped"))
+    with monkeypatch.context() as patch:
+        fail_before_step(patch, 6)
+        with pytest.raises(Injected):
+            train(stopped, data)
+    train(stopped, data)
+    assert_same_run(straight.out, stopped.out)
+    assert tensors_of(Path(straight.out))["model.safetensors"]["tail.weight"].shape[0] == 6
+    images = sample(straight.out, 2, sampler="ddpm", steps=3, out=tmp_path / "images")
+    assert images.shape == (2, 8, 8, 3)
+    assert json.loads((tmp_path / "images" / "samples.json").read_text())["protocol"]["variance"] == "learned"
+    with pytest.raises(InputError, match="a learned variance needs a process of steps"):
+        train(make_config(learn_sigma=True, process="flow", out=str(tmp_path / "flow")), data)
