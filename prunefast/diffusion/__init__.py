@@ -1,6 +1,7 @@
 """Diffusion: processes, parameterisations, weightings, the loss, patches and the samplers."""
 
 from prunefast.diffusion.loss import DenoisingLoss
+from prunefast.diffusion.masking import TokenMasking
 from prunefast.diffusion.parameterisation import PREDICTIONS, target_coefficients, to_noise, to_x0
 from prunefast.diffusion.patches import Patch, PatchSchedule
 from prunefast.diffusion.process import DDPM, EDM, PROCESSES, Flow, Process, make_process
@@ -25,6 +26,7 @@ __all__ = [
     "Patch",
     "PatchSchedule",
     "Process",
+    "TokenMasking",
     "Uniform",
     "Weighting",
     "ddim",

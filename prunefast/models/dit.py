@@ -88,8 +88,7 @@ class DiT(nn.Module):
         channels: of the images or latents.
         num_classes: None: unconditional. Otherwise label `num_classes` is the null class, and labels=None means it.
         patch_size, depth, width, heads, mlp_ratio: width must be a multiple of 4 and of heads.
-        learn_sigma: doubles the output channels, as the published models for a learned variance have them; our losses
-            take the first `channels` only, so it is off by default.
+        learn_sigma: doubles the output channels, for a learned variance (`prunefast.diffusion.HybridLoss`).
         dropout: after the attention and after the MLP; 0 in the paper.
         coordinates: x has two more channels, the coordinates of `ops.add_noise`. x may then be any crop of an R x R
             image (sides a multiple of patch_size), and a token's position is that of its first pixel in the full image.
@@ -155,17 +154,24 @@ class DiT(nn.Module):
     def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
         check_condition(x, time, labels, self.inputs, self.num_classes)
         self._check_size(x)
-        condition = sinusoids(time, TIME_FREQUENCIES, endpoint=False, cosine_first=True).to(self.time1.weight.dtype)
-        condition = self.time2(F.silu(self.time1(condition)))
-        if self.label_embedding is not None:
-            condition = condition + self.label_embedding(labels, len(x))
-        condition = F.silu(condition)  # every modulation begins with it
-
-        tokens = self.patch(x).flatten(2).transpose(1, 2) + self._positions(x).to(self.patch.weight.dtype)
+        condition = self._condition(time, labels)
+        tokens = self._tokens(x)
         for block in self.blocks:
             tokens = block(tokens, condition)
         shift, scale = self.final_modulation(condition).chunk(2, dim=1)
         return self._unpatch(self.final(_modulated_norm(tokens, shift, scale)), *x.shape[-2:])
+
+    def _condition(self, time: Tensor, labels: Tensor | None) -> Tensor:
+        """[B, width], activated: every modulation begins with it."""
+        condition = sinusoids(time, TIME_FREQUENCIES, endpoint=False, cosine_first=True).to(self.time1.weight.dtype)
+        condition = self.time2(F.silu(self.time1(condition)))
+        if self.label_embedding is not None:
+            condition = condition + self.label_embedding(labels, len(time))
+        return F.silu(condition)
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        """[B, tokens, width], row by row."""
+        return self.patch(x).flatten(2).transpose(1, 2) + self._positions(x).to(self.patch.weight.dtype)
 
     def _check_size(self, x: Tensor) -> None:
         height, width = x.shape[-2:]

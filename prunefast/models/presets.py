@@ -5,8 +5,10 @@ from typing import Any
 from torch import nn
 
 from prunefast.errors import InputError
+from prunefast.models.adapter import DIFFUSERS, MODULE, DiffusersNetwork, build_diffusers
 from prunefast.models.dit import DiT
 from prunefast.models.edm_unet import EDMUNet
+from prunefast.models.masked_dit import MaskedDiT
 from prunefast.models.unet import UNet, check_size
 
 # name -> (kind, the arguments of its class). Changing a preset leaves old checkpoints alone: `config` stores every
@@ -84,11 +86,19 @@ for _size, (_depth, _width, _heads) in _DIT_SIZES.items():
             {"patch_size": _patch, "depth": _depth, "width": _width, "heads": _heads, "dropout": 0.0},
         )
 
+# the decoder of the paper at every size of the encoder (MaskDiT, section 4.1); a small one for small machines
+for _name in [name for name in PRESETS if name.startswith("dit-")]:
+    _decoder = {"decoder_depth": 8, "decoder_width": 512, "decoder_heads": 16}
+    if _name.startswith("dit-tiny"):
+        _decoder = {"decoder_depth": 2, "decoder_width": 64, "decoder_heads": 4}
+    PRESETS[f"mask{_name}"] = ("maskdit", {**PRESETS[_name][1], **_decoder})
+
 # arguments that a caller may override beyond those the preset names
 _FURTHER = {
     "unet": {"asymmetric_downsample": False, "norm_eps": 1e-6, "learn_sigma": False, "coordinates": False},
     "edm": {"learn_sigma": False, "coordinates": False},
     "dit": {"mlp_ratio": 4.0, "learn_sigma": False, "coordinates": False},
+    "maskdit": {"mlp_ratio": 4.0, "learn_sigma": False},
 }
 
 
@@ -100,7 +110,7 @@ def build_model(
     num_classes: int | None = None,
     dropout: float | None = None,
     **overrides: Any,
-) -> UNet | EDMUNet | DiT:
+) -> UNet | EDMUNet | DiT | DiffusersNetwork:
     """A network with fresh weights: forward(x [B, C, R, R], time float32 [B], labels int64 [B] or None) -> [B, C, R,
     R].
 
@@ -108,18 +118,26 @@ def build_model(
         same = build_model(**model.config)
 
     Args:
-        name: one of `PRESETS`.
+        name: one of `PRESETS`; or "diffusers:FOLDER", a local UNet2DModel or UNet2DConditionModel with its weights.
         image_size: R. UNets take multiples of 2^(levels - 1), DiTs of the patch size.
         channels: of the images.
         num_classes: None: unconditional. Otherwise labels are 0 ... num_classes, the last being the null class.
         dropout: None: the preset's.
-        overrides: arguments of `UNet`, `EDMUNet` or `DiT` by name, in place of the preset's.
+        overrides: arguments of `UNet`, `EDMUNet`, `DiT` or `MaskedDiT` by name, in place of the preset's.
 
     `model.config` holds all of this, resolved, ready for JSON. The weights come from torch's global generator: call
     torch.manual_seed, or fork it, before.
     """
+    if name == DIFFUSERS or name.startswith(f"{DIFFUSERS}:"):
+        return build_diffusers(
+            name, image_size=image_size, channels=channels, num_classes=num_classes, dropout=dropout, **overrides
+        )
+    if name == MODULE:
+        raise InputError(
+            "model: this network is a module of its user's and cannot be built from here; pass it (model=)"
+        )
     if name not in PRESETS:
-        raise InputError(f"model '{name}' is not one of {', '.join(PRESETS)}")
+        raise InputError(f"model '{name}' is not one of {', '.join(PRESETS)}, or diffusers:FOLDER")
     kind, preset = PRESETS[name]
     arguments = {**_FURTHER[kind], **preset}
     for override, value in overrides.items():
@@ -141,7 +159,8 @@ def build_model(
         check_size(image_size, 2 ** (len(arguments["channel_multipliers"]) - 1))
         model = (UNet if kind == "unet" else EDMUNet)(channels=channels, num_classes=num_classes, **arguments)
     else:
-        model = DiT(image_size=image_size, channels=channels, num_classes=num_classes, **arguments)
+        transformer = DiT if kind == "dit" else MaskedDiT
+        model = transformer(image_size=image_size, channels=channels, num_classes=num_classes, **arguments)
     model.config = {
         "name": name,
         "image_size": image_size,

@@ -70,6 +70,11 @@ class TrainConfig:
     patch_schedule: str = "stochastic"  # "progressive": from the smallest size to the largest over `images`
     patch_loss: str = "sum"  # over pixels, as the paper; "mean": small patches pull as hard as full images
 
+    # masked training (prunefast.diffusion.TokenMasking); models "maskdit-..." only
+    mask_ratio: float = 0.0  # share of the tokens that the encoder does not see; MaskDiT: 0.5
+    mask_reconstruction: float = 0.0  # weight of reconstructing the masked input; MaskDiT: 0.1
+    mask_images: int | None = None  # after so many images every token is seen (fine-tuning); None: masked to the end
+
     # optimisation
     batch_size: int = 128
     optimizer: str = "adamw"
@@ -183,6 +188,8 @@ def recipe(config: TrainConfig, **resolved: Any) -> dict[str, Any]:
     kept["betas"] = list(config.betas)
     if config.patch_p is None:  # they mean nothing; and runs from before there were any go on
         kept = {key: value for key, value in kept.items() if not key.startswith("patch_")}
+    if config.mask_ratio == 0:
+        kept = {key: value for key, value in kept.items() if not key.startswith("mask_")}
     if not config.learn_sigma:
         del kept["learn_sigma"], kept["bound_weight"]
     return {**resolved, **kept}
@@ -398,6 +405,9 @@ _CHECKS: dict[str, typing.Callable[[str, Any], Any]] = {
     "learn_sigma": _flag,
     "bound_weight": _Number(0.0),
     "flip": _flag,
+    "mask_ratio": _Number(0.0, 1.0),
+    "mask_reconstruction": _Number(0.0),
+    "mask_images": _Optional(_Whole(0)),
     "patch_p": _Optional(_Number(0.0, 1.0, closed_high=True)),
     "patch_levels": _Optional(_Whole(1, 3)),
     "patch_multiply": _flag,

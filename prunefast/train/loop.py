@@ -29,6 +29,8 @@ from prunefast.train.state import (
 from prunefast.train.step import derived_seed, forked_generators, repeatable_algorithms, seed_generators
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from prunefast.data import ImageDataset
     from prunefast.select import Coreset
     from prunefast.stream import Batch
@@ -59,6 +61,8 @@ def train(
     data: "ImageDataset | None" = None,
     coreset: "Coreset | None" = None,
     progress: bool = False,
+    *,
+    model: "nn.Module | None" = None,
 ) -> TrainResult:
     """Train a diffusion model on the images of a coreset; the same call continues a run that was stopped.
 
@@ -73,6 +77,9 @@ def train(
         data: with square images of one size, or with `config.image_size`.
         coreset: of `data`; None and no `config.coreset`: all images.
         progress: show the status line.
+        model: any module taking (x_t [B, C, R, R], time float32 [B]) or, where the data has classes, (x_t, time, labels
+            int64 [B]), in the place of the network that `config.model` names. It is trained in place, from the weights
+            it has; a run that is continued puts its own into it.
 
     Raises:
         InputError: an option, the data, another recipe than that of the run in `out`, or training that diverged.
@@ -82,7 +89,7 @@ def train(
     if not isinstance(config, TrainConfig):
         raise InputTypeError(f"config is a {type(config).__name__}; give a TrainConfig")
     data, coreset = open_inputs(config, data, coreset)
-    plan = make_plan(config, data, coreset)
+    plan = make_plan(config, data, coreset, model)
     folder = RunFolder(config.out).train
     make_folder(folder)
     with lock_folder(folder, "training"):
@@ -202,7 +209,8 @@ class _Run:
         side = self.plan.recipe["image_size"] if patch is None else patch.size
         count = self.config.batch_size * (1 if patch is None else patch.multiplier)
         seed_generators(self.device, derived_seed("step", self.config.seed, self.images))
-        loss = self.parts.step(batch, patch)
+        unmasked_from = self.config.mask_images
+        loss = self.parts.step(batch, patch, masked=unmasked_from is None or self.images < unmasked_from)
         loss.backward()
         norm, bad = self.parts.updater.step(loss, self.images, count)
         self.parts.ema.update(self.images, count)

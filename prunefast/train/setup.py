@@ -1,6 +1,7 @@
 """From a configuration to the parts of a run: the data it opens, the recipe it resolves to, what the loop drives."""
 
 import dataclasses
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -8,14 +9,15 @@ import torch
 from torch import nn
 
 from prunefast.data import ImageDataset, open_dataset
-from prunefast.diffusion import DenoisingLoss, HybridLoss, PatchSchedule
+from prunefast.diffusion import DenoisingLoss, HybridLoss, PatchSchedule, TokenMasking
 from prunefast.diffusion.patches import PIXEL_LEVELS
 from prunefast.errors import InputError
-from prunefast.models import build_model, count_parameters
+from prunefast.models import MaskedDiT, ModuleNetwork, build_model, count_parameters
+from prunefast.models.adapter import takes_labels
 from prunefast.select import Coreset
 from prunefast.stream import CoresetLoader
 from prunefast.train.config import TrainConfig, read_class_weights, recipe
-from prunefast.train.ema import Ema
+from prunefast.train.ema import Ema, named_weights
 from prunefast.train.optim import Updater
 from prunefast.train.step import (
     TrainingStep,
@@ -69,6 +71,7 @@ class Plan:
     loss: DenoisingLoss
     num_classes: int | None  # None: the network is unconditional
     patches: PatchSchedule | None  # None: full images
+    masking: TokenMasking | None  # None: every token is seen
     model: nn.Module  # on the CPU
     recipe: dict[str, Any]
 
@@ -80,8 +83,11 @@ class Plan:
         return dataclasses.replace(self, recipe={**self.recipe, "precision": recorded["precision"]})
 
 
-def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset) -> Plan:
-    """Raises `InputError` for any option that does not go with the data or with another option."""
+def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module: nn.Module | None = None) -> Plan:
+    """Raises `InputError` for any option that does not go with the data or with another option.
+
+    module: trained in the place of the network that `config.model` names.
+    """
     device = pick_device(config.device)
     class_weights = read_class_weights(config.class_weights, data.classes)
     frequencies = None
@@ -92,20 +98,21 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset) -> Plan
     described = (config.process, config.prediction, weighting, class_weights, frequencies)
     loss = HybridLoss(*described, bound_weight=config.bound_weight) if config.learn_sigma else DenoisingLoss(*described)
     conditional = config.class_conditional is not False and data.labels is not None
+    if module is not None and config.class_conditional == "auto" and conditional:
+        conditional = takes_labels(module)
     num_classes = len(data.classes) if conditional else None
     options: dict[str, Any] = {"num_classes": num_classes, "dropout": config.dropout, **config.model_options}
     assert data.image_size is not None  # open_inputs
     patches = make_patches(config, data.image_size)
     if patches is not None:
+        if config.model.startswith("maskdit"):
+            raise InputError(f"patch_p: {config.model} takes no coordinates; leave patch_p out, or take another model")
         options.setdefault("coordinates", True)
     if config.learn_sigma:
         options["learn_sigma"] = True
-    cpu = torch.device("cpu")  # where weights are drawn: the same on every device
-    with forked_generators(cpu):
-        seed_generators(cpu, derived_seed("weights", config.seed))
-        model = build_model(config.model, image_size=data.image_size, **options)
+    model = _network(config, module, data.image_size, options)
     if patches is not None:
-        check_patches(patches, config.model, model.size_multiple)
+        check_patches(patches, model.config["name"], model.size_multiple)
     resolved = recipe(
         config,
         data=data.fingerprint,
@@ -116,9 +123,40 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset) -> Plan
         class_weights=class_weights,
         precision=pick_precision(config.precision, device, count_parameters(model)),
     )
+    if module is not None:
+        resolved |= {"model": model.config["class"], "model_options": {}, "dropout": None, "weights": _shapes(model)}
     if patches is not None:  # what "auto" and the length of the run came to
         resolved |= {"patch_levels": len(patches.patches), "patch_images": patches.images}
-    return Plan(config, data, coreset, device, loss, num_classes, patches, model, resolved)
+    masking = make_masking(config, model, data.image_size)
+    return Plan(config, data, coreset, device, loss, num_classes, patches, masking, model, resolved)
+
+
+def _network(config: TrainConfig, module: nn.Module | None, image_size: int, options: dict[str, Any]) -> Any:
+    """The network with its first weights, on the CPU."""
+    if module is not None:
+        known = ("num_classes", "coordinates", "learn_sigma")
+        return ModuleNetwork(module, image_size=image_size, **{key: options[key] for key in known if key in options})
+    cpu = torch.device("cpu")  # where weights are drawn: the same on every device
+    with forked_generators(cpu):
+        seed_generators(cpu, derived_seed("weights", config.seed))
+        return build_model(config.model, image_size=image_size, **options)
+
+
+def _shapes(model: nn.Module) -> str:
+    """A digest of the names and shapes of a module's weights: what tells one network of a class from another."""
+    listing = sorted((name, tuple(weight.shape)) for name, weight in named_weights(model).items())
+    return hashlib.sha256(repr(listing).encode()).hexdigest()[:16]
+
+
+def make_masking(config: TrainConfig, model: nn.Module, image_size: int) -> TokenMasking | None:
+    """The masks of a run, None without `mask_ratio`."""
+    if config.mask_ratio == 0:
+        return None
+    if not isinstance(model, MaskedDiT):
+        raise InputError(f'mask_ratio: {config.model} takes no mask; give a model "maskdit-...", or leave it out')
+    if config.learn_sigma:
+        raise InputError("mask_ratio: does not go with learn_sigma; leave one of them out")
+    return TokenMasking(image_size, model.patch_size, config.mask_ratio, config.mask_reconstruction, config.seed)
 
 
 def make_patches(config: TrainConfig, image_size: int) -> PatchSchedule | None:
@@ -178,9 +216,10 @@ def build_parts(plan: Plan) -> Parts:
         label_drop=config.label_drop,
         flip=config.flip,
         precision=plan.recipe["precision"],
-        coordinates=model.config["coordinates"],
+        coordinates=model.config.get("coordinates", False),
         augment_labels=model.config.get("augment_labels", 0),
         patches=plan.patches,
+        masking=plan.masking,
     )
     loader = CoresetLoader(
         plan.data,

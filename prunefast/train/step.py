@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunefast import ops
-from prunefast.diffusion import DenoisingLoss, Patch, PatchSchedule, Weighting, make_weighting
+from prunefast.diffusion import DenoisingLoss, Patch, PatchSchedule, TokenMasking, Weighting, make_weighting
 from prunefast.errors import InputError
 from prunefast.ops.philox import Stream
 
@@ -93,6 +93,7 @@ class TrainingStep:
         coordinates: the network takes the two coordinate channels.
         augment_labels: the network is told in so many numbers how an image was augmented; the first one is mirroring.
         patches: where the crops of a step lie; None: steps are given full images.
+        masking: which tokens the network sees; None: all.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class TrainingStep:
         coordinates: bool = False,
         augment_labels: int = 0,
         patches: PatchSchedule | None = None,
+        masking: TokenMasking | None = None,
     ):
         self.network = network
         self.loss = loss
@@ -119,11 +121,12 @@ class TrainingStep:
         self.coordinates = coordinates
         self.augment_labels = augment_labels
         self.patches = patches
+        self.masking = masking
 
-    def __call__(self, batch: "Batch", patch: Patch | None = None) -> Tensor:
+    def __call__(self, batch: "Batch", patch: Patch | None = None, masked: bool = True) -> Tensor:
         """The loss of a batch (images uint8 [B, C, R, R] on the device), a float32 scalar with its graph.
 
-        patch: the size of this step, of `patches`.
+        patch: the size of this step, of `patches`. masked: whether `masking` masks this step.
         """
         images, position = batch.images, batch.position
         device = images.device
@@ -156,8 +159,14 @@ class TrainingStep:
         told: dict[str, Tensor] = {}
         if self.augment_labels and flip is not None:
             told["augment"] = F.pad(flip.float()[:, None], (0, self.augment_labels - 1))
+        masking = self.masking if masked else None
+        if masking is not None:
+            told["visible"] = masking.visible(position)
         with autocast(device, self.precision):
             prediction = self.network(x, process.network_time(time), labels, **told)
+        if masking is not None:
+            target = (images, noise, time, batch.labels, batch.weight)
+            return masking.loss(self.loss, prediction, told["visible"], x, *target, flip=flip)
         weight = batch.weight if patch is None or patch.loss_weight == 1 else batch.weight * patch.loss_weight
         return self.loss(prediction, images, noise, time, batch.labels, weight, flip=flip, boxes=boxes)
 
