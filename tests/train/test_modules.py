@@ -167,7 +167,7 @@ def test_what_a_folder_cannot_be(save_unet, data, make_config, tmp_path):
     def attempt(name, **options):
         train(make_config(model=name, dropout=None, **{"model_options": {}, **options}), data)
 
-    with pytest.raises(InputError, match="no config.json of a diffusers model there"):
+    with pytest.raises(InputError, match=r"no config\.json of a diffusers model there"):
         attempt(f"diffusers:{tmp_path / 'nowhere'}")
     name = save_unet()
     with pytest.raises(InputError, match="num_class_embeds None; 4 are needed"):
