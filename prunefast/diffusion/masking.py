@@ -88,7 +88,7 @@ class TokenMasking:
         """Mean over images of weight x (mean squared error over visible pixels), plus `reconstruction` x the mean
         squared error of pred as the network's input over the others. Weights as in `DenoisingLoss`."""
         wide = torch.float64 if pred.dtype == torch.float64 else torch.float32
-        clean = to_unit(crop_flip(x0, None, *x0.shape[2:], flip), wide)
+        clean = to_unit(crop_flip(x0, None, x0.shape[2], x0.shape[3], flip), wide)
         drawn = noise if isinstance(noise, Tensor) else noise_tensor(None, noise[0], noise[1], clean.shape)
         alpha, sigma = loss.process.alpha_sigma(t, torch.float64)
         a, b = (v.to(wide)[:, None, None, None] for v in target_coefficients(loss.prediction, alpha, sigma))

@@ -314,6 +314,7 @@ def sample_images(
     seed: int = 0,
     batch_size: int = 64,
     progress: bool = False,
+    clamp: bool = True,
     **options: Any,
 ) -> Tensor:
     """Images float32 [n, channels, image_size, image_size] in [-1, 1], on the CPU.
@@ -328,6 +329,7 @@ def sample_images(
         sampler, steps: see the table of this module; options: `eta`, `clip` (ddim); `variance`, `clip` (ddpm);
             `churn`, `churn_range`, `churn_noise` (heun).
         batch_size: images a network call; twice that with guidance.
+        clamp: to [-1, 1], the result and, where the sampler has `clip`, every x0; False: for latents.
     """
     if sampler not in SAMPLERS:
         raise InputError(f"sampler '{sampler}' is not one of {', '.join(SAMPLERS)}")
@@ -367,8 +369,10 @@ def sample_images(
                 return ask(x, t, label)
 
             arguments = dict(options) if sampler == "euler" else {"noise": noise, **options}
+            if not clamp and "clip" in allowed:
+                arguments.setdefault("clip", False)
             x = function(denoise, process, first_sigma * noise(0), times, **arguments)
-            images[batch] = x.clamp(-1, 1).float().cpu()
+            images[batch] = (x.clamp(-1, 1) if clamp else x).float().cpu()
             bar.advance(len(position))
     return images
 

@@ -88,7 +88,7 @@ for _size, (_depth, _width, _heads) in _DIT_SIZES.items():
 
 # the decoder of the paper at every size of the encoder (MaskDiT, section 4.1); a small one for small machines
 for _name in [name for name in PRESETS if name.startswith("dit-")]:
-    _decoder = {"decoder_depth": 8, "decoder_width": 512, "decoder_heads": 16}
+    _decoder: dict[str, Any] = {"decoder_depth": 8, "decoder_width": 512, "decoder_heads": 16}
     if _name.startswith("dit-tiny"):
         _decoder = {"decoder_depth": 2, "decoder_width": 64, "decoder_heads": 4}
     PRESETS[f"mask{_name}"] = ("maskdit", {**PRESETS[_name][1], **_decoder})

@@ -36,6 +36,7 @@ class Stream(IntEnum):
     ORDER = 5
     PATCH_SIZE = 16  # keyed by the first position of a step
     TOKEN_MASK = 17
+    LATENT = 18  # the draw from an autoencoder's posterior
     SAMPLER = 1024  # + step of an ancestral sampler
 
 

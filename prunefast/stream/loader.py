@@ -1,5 +1,6 @@
 """Batches of a coreset for a training loop: on the device, resumable, the same for every number of ranks."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,7 @@ _LOAD_BATCH = 256  # images decoded at a time into the resident tensor
 class Batch:
     """B images with what a loss needs to know of them, all on the loader's device.
 
-    images    uint8 [B, 3, R, R], channels_last
+    images    uint8 [B, 3, R, R], channels_last; of latents float32 [B, 2 C, R, R], means, then standard deviations
     labels    int64 [B], -1 where the data set has none
     index     int64 [B], which item of the data set
     position  int64 [B], which image of the whole stream, over all ranks and epochs: the key of everything random
@@ -120,7 +121,7 @@ class CoresetLoader:
         self._labels = torch.from_numpy(labels.astype(np.int64)).to(self.device)
         self._weights = torch.from_numpy(weights.astype(np.float32)).to(self.device)
         self._index = torch.from_numpy(self._indices).to(self.device)
-        needed = len(self._indices) * data.image_size**2 * 3
+        needed = len(self._indices) * math.prod(data.row_shape) * data.row_dtype.itemsize
         self.placement, self.placement_reason = choose_placement(placement, needed, self.device, memory_budget_bytes)
         self._resident: torch.Tensor | None = None
 
@@ -156,11 +157,10 @@ class CoresetLoader:
         if self._resident is None:
             self._resident = self._load()
         pixels = self._resident
-        side = self._data.image_size
-        assert side is not None
+        shape = self._data.row_shape
         for positions in self._steps(end):
             places = torch.from_numpy(self._order.at(positions))
-            rows = pixels.index_select(0, places.to(pixels.device)).view(len(places), side, side, 3)
+            rows = pixels.index_select(0, places.to(pixels.device)).view(len(places), *shape)
             yield self._batch(rows, places, positions)
 
     def _from_disk(self, end: int | None) -> Iterator[Batch]:
@@ -177,7 +177,7 @@ class CoresetLoader:
             yield self._batch(torch.from_numpy(images), torch.from_numpy(places), positions)
 
     def _batch(self, rows: torch.Tensor, places: torch.Tensor, positions: np.ndarray) -> Batch:
-        """rows: uint8 [B, R, R, 3]; the permuted view is [B, 3, R, R] in channels_last already."""
+        """rows: [B, R, R, 3], or what the data set has; the permuted view is [B, 3, R, R] in channels_last already."""
         places = places.to(self.device)
         return Batch(
             images=rows.to(self.device).permute(0, 3, 1, 2),
@@ -188,12 +188,11 @@ class CoresetLoader:
         )
 
     def _load(self) -> torch.Tensor:
-        """All pixels of the coreset, uint8 [n, R * R * 3], where they are to live."""
-        side = self._data.image_size
-        assert side is not None
+        """All rows of the coreset, uint8 [n, R * R * 3], where they are to live."""
         count = len(self._indices)
         where = self.device if self.placement == "device" else torch.device("cpu")
-        pixels = torch.empty((count, side * side * 3), dtype=torch.uint8, device=where)
+        kind = torch.from_numpy(np.empty(0, self._data.row_dtype)).dtype
+        pixels = torch.empty((count, math.prod(self._data.row_shape)), dtype=kind, device=where)
         done = 0
         for items, images in self._data.batches(self._indices, _LOAD_BATCH, self.threads):
             pixels[done : done + len(items)] = torch.from_numpy(images).view(len(items), -1)

@@ -263,6 +263,7 @@ class _Run:
             "loader": self.parts.loader.state_dict(),
             "model": self.parts.model.config,
             "classes": list(self.plan.data.classes),
+            "latents": None if self.plan.latents is None else dataclasses.asdict(self.plan.latents),
             "recipe": self.plan.recipe,
             "config": self.config.to_dict(),
         }

@@ -12,8 +12,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+from prunefast.data.latents import LatentScale
 from prunefast.diffusion import make_process
 from prunefast.diffusion.samplers import SAMPLERS, Denoiser, sample_images
+from prunefast.encode.encoder import weights_digest
+from prunefast.encode.latents import Autoencoder
 from prunefast.errors import InputError, InputTypeError, MachineError
 from prunefast.files import (
     TEMPORARY_PREFIX,
@@ -49,6 +52,7 @@ def sample(
     device: str = "auto",
     progress: bool = False,
     model: nn.Module | None = None,
+    vae: str | os.PathLike[str] | None = None,
 ) -> np.ndarray:
     """Images of a trained model, uint8 [n, R, R, 3].
 
@@ -70,6 +74,7 @@ def sample(
             class k mod C.
         batch_size: images at a time.
         ema: the averaged weights; False: the raw ones.
+        vae: of a model of latents, the folder of the autoencoder that decodes them; None: where it was at training.
         model: the module that was trained, where it was one of your own; the weights are read into it.
 
     Raises:
@@ -89,7 +94,11 @@ def sample(
             else "is of a network by name; leave model out"
         )
         raise InputError(f"model: {path} {need}")
-    shape = (int(n), network["image_size"], network["image_size"], network["channels"])
+    latents = None if state.get("latents") is None else LatentScale(**state["latents"])
+    if latents is None and vae is not None:
+        raise InputError(f"vae: the model of {path} makes images, not latents; leave it out")
+    side, depth = (network["image_size"], network["channels"]) if latents is None else (latents.pixels, 3)
+    shape = (int(n), side, side, depth)
     try:
         images = np.empty(shape, np.uint8)
     except (MemoryError, ValueError):
@@ -114,12 +123,22 @@ def sample(
     }
     if sampler == "ddpm" and network.get("learn_sigma"):
         protocol["variance"] = "learned"
+    decoder = None
+    if latents is not None:
+        decoder = Autoencoder(latents.vae if vae is None else vae)
+        if weights_digest(decoder.state_dict()) != latents.weights:
+            raise InputError(f"vae: {decoder.folder} has other weights than those that encoded the data")
+        protocol["vae"] = latents.weights
     target = pick_device(device)
     if out is None:
-        return _fill(path, state, images, None, protocol, classes, target, guidance, batch_size, progress, model)
+        return _fill(
+            path, state, images, None, protocol, classes, target, guidance, batch_size, progress, model, decoder
+        )
     with lock_folder(make_folder(out), "sampling"):
         files = _SampleFolder(Path(out), protocol, classes, state["classes"])
-        return _fill(path, state, images, files, protocol, classes, target, guidance, batch_size, progress, model)
+        return _fill(
+            path, state, images, files, protocol, classes, target, guidance, batch_size, progress, model, decoder
+        )
 
 
 def _fill(
@@ -134,6 +153,7 @@ def _fill(
     batch_size: int,
     progress: bool,
     module: nn.Module | None,
+    decoder: Autoencoder | None,
 ) -> np.ndarray:
     """Put every image of `protocol` into `images`: read where the folder has it, else made and written there."""
     n, recipe, network = len(images), state["recipe"], state["model"]
@@ -164,8 +184,12 @@ def _fill(
                         steps=protocol["steps"],
                         seed=protocol["seed"],
                         batch_size=batch_size,
+                        clamp=decoder is None,
                         **({"variance": protocol["variance"]} if "variance" in protocol else {}),
                     )
+                if decoder is not None:
+                    with torch.inference_mode():
+                        made = decoder.to(target).decode(made.to(target)).clamp(-1, 1).float().cpu()
                 new = [k for k in missing if begin <= k < begin + batch_size]
                 images[new] = quantise(made).numpy()[np.array(new) - begin]
                 if files is not None:

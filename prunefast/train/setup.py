@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from prunefast.data import ImageDataset, open_dataset
+from prunefast.data.latents import LatentDataset, LatentScale
 from prunefast.diffusion import DenoisingLoss, HybridLoss, PatchSchedule, TokenMasking
-from prunefast.diffusion.patches import PIXEL_LEVELS
+from prunefast.diffusion.patches import LATENT_LEVELS, PIXEL_LEVELS
 from prunefast.errors import InputError
 from prunefast.models import MaskedDiT, ModuleNetwork, build_model, count_parameters
 from prunefast.models.adapter import takes_labels
@@ -72,6 +73,7 @@ class Plan:
     num_classes: int | None  # None: the network is unconditional
     patches: PatchSchedule | None  # None: full images
     masking: TokenMasking | None  # None: every token is seen
+    latents: LatentScale | None  # None: images
     model: nn.Module  # on the CPU
     recipe: dict[str, Any]
 
@@ -103,7 +105,10 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module:
     num_classes = len(data.classes) if conditional else None
     options: dict[str, Any] = {"num_classes": num_classes, "dropout": config.dropout, **config.model_options}
     assert data.image_size is not None  # open_inputs
-    patches = make_patches(config, data.image_size)
+    latents = data.latents if isinstance(data, LatentDataset) else None
+    if latents is not None:
+        options["channels"] = latents.channels
+    patches = make_patches(config, data.image_size, PIXEL_LEVELS if latents is None else LATENT_LEVELS)
     if patches is not None:
         if config.model.startswith("maskdit"):
             raise InputError(f"patch_p: {config.model} takes no coordinates; leave patch_p out, or take another model")
@@ -128,13 +133,16 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module:
     if patches is not None:  # what "auto" and the length of the run came to
         resolved |= {"patch_levels": len(patches.patches), "patch_images": patches.images}
     masking = make_masking(config, model, data.image_size)
-    return Plan(config, data, coreset, device, loss, num_classes, patches, masking, model, resolved)
+    if latents is not None:
+        # a mirrored latent is not the latent of the mirrored image
+        resolved |= {"flip": False, "latents": latents.weights, "latent_scale": [latents.scale, latents.shift]}
+    return Plan(config, data, coreset, device, loss, num_classes, patches, masking, latents, model, resolved)
 
 
 def _network(config: TrainConfig, module: nn.Module | None, image_size: int, options: dict[str, Any]) -> Any:
     """The network with its first weights, on the CPU."""
     if module is not None:
-        known = ("num_classes", "coordinates", "learn_sigma")
+        known = ("num_classes", "coordinates", "learn_sigma", "channels")
         return ModuleNetwork(module, image_size=image_size, **{key: options[key] for key in known if key in options})
     cpu = torch.device("cpu")  # where weights are drawn: the same on every device
     with forked_generators(cpu):
@@ -159,7 +167,7 @@ def make_masking(config: TrainConfig, model: nn.Module, image_size: int) -> Toke
     return TokenMasking(image_size, model.patch_size, config.mask_ratio, config.mask_reconstruction, config.seed)
 
 
-def make_patches(config: TrainConfig, image_size: int) -> PatchSchedule | None:
+def make_patches(config: TrainConfig, image_size: int, levels: int) -> PatchSchedule | None:
     """The patches of a run, None without `patch_p`."""
     if config.patch_p is None:
         return None
@@ -168,7 +176,7 @@ def make_patches(config: TrainConfig, image_size: int) -> PatchSchedule | None:
     return PatchSchedule(
         image_size,
         p=config.patch_p,
-        levels=config.patch_levels or PIXEL_LEVELS,
+        levels=config.patch_levels or levels,
         multiply=config.patch_multiply,
         schedule=config.patch_schedule,
         images=config.images,
@@ -214,12 +222,13 @@ def build_parts(plan: Plan) -> Parts:
         seed=config.seed,
         num_classes=plan.num_classes,
         label_drop=config.label_drop,
-        flip=config.flip,
+        flip=config.flip and plan.latents is None,
         precision=plan.recipe["precision"],
         coordinates=model.config.get("coordinates", False),
         augment_labels=model.config.get("augment_labels", 0),
         patches=plan.patches,
         masking=plan.masking,
+        latents=plan.latents,
     )
     loader = CoresetLoader(
         plan.data,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunefast import ops
+from prunefast.data.latents import LatentScale
 from prunefast.diffusion import DenoisingLoss, Patch, PatchSchedule, TokenMasking, Weighting, make_weighting
 from prunefast.errors import InputError
 from prunefast.ops.philox import Stream
@@ -94,6 +95,7 @@ class TrainingStep:
         augment_labels: the network is told in so many numbers how an image was augmented; the first one is mirroring.
         patches: where the crops of a step lie; None: steps are given full images.
         masking: which tokens the network sees; None: all.
+        latents: the batches hold latents of this scale; None: images.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class TrainingStep:
         augment_labels: int = 0,
         patches: PatchSchedule | None = None,
         masking: TokenMasking | None = None,
+        latents: LatentScale | None = None,
     ):
         self.network = network
         self.loss = loss
@@ -122,13 +125,15 @@ class TrainingStep:
         self.augment_labels = augment_labels
         self.patches = patches
         self.masking = masking
+        self.latents = latents
 
     def __call__(self, batch: "Batch", patch: Patch | None = None, masked: bool = True) -> Tensor:
         """The loss of a batch (images uint8 [B, C, R, R] on the device), a float32 scalar with its graph.
 
         patch: the size of this step, of `patches`. masked: whether `masking` masks this step.
         """
-        images, position = batch.images, batch.position
+        position = batch.position
+        images = batch.images if self.latents is None else self._drawn(batch.images, position, self.latents)
         device = images.device
         process = self.loss.process
 
@@ -169,6 +174,12 @@ class TrainingStep:
             return masking.loss(self.loss, prediction, told["visible"], x, *target, flip=flip)
         weight = batch.weight if patch is None or patch.loss_weight == 1 else batch.weight * patch.loss_weight
         return self.loss(prediction, images, noise, time, batch.labels, weight, flip=flip, boxes=boxes)
+
+    def _drawn(self, moments: Tensor, position: Tensor, latents: LatentScale) -> Tensor:
+        """A draw from the autoencoder's posterior, scaled for the network: [B, 2 C, R, R] -> [B, C, R, R]."""
+        mean, std = moments.chunk(2, dim=1)
+        drawn = ops.randn_philox(mean.shape, self.seed, position, Stream.LATENT)
+        return (torch.addcmul(mean, std, drawn) - latents.shift) * latents.scale
 
     def _uniform(self, position: Tensor, stream: Stream) -> Tensor:
         return ops.uniform_philox((len(position),), self.seed, position, stream)
