@@ -157,8 +157,12 @@ def budget(options: argparse.Namespace) -> dict[str, Any]:
 def add_training(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
     group.add_argument("--config", metavar="FILE", help="config.toml; the arguments given go over it")
-    group.add_argument("--preset", help="cifar10, cpu or dit (default: cpu without a GPU, cifar10 settings with one)")
-    group.add_argument("--model", help="such as unet-tiny, unet-small, unet-cifar10, dit-s/2")
+    group.add_argument(
+        "--preset", help="cifar10, cpu, edm or dit (default: cpu without a GPU, cifar10 settings with one)"
+    )
+    group.add_argument(
+        "--model", help="such as unet-tiny, unet-small, unet-cifar10, edm-ddpmpp, dit-s/2, diffusers:FOLDER"
+    )
     group.add_argument("--images", type=int, metavar="N", help="images to train on, counted with repetition")
     group.add_argument("--minutes", type=float, metavar="M", help="or the time to train")
     group.add_argument("--batch-size", type=int, metavar="B")

@@ -1,5 +1,6 @@
 """Patch Diffusion in the loop: counted truly, exact after every stop, plain training where p is 1."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from prunefast.cli import main
 from prunefast.diffusion import DenoisingLoss, PatchSchedule
 from prunefast.errors import InputError
 from prunefast.models import build_model
@@ -249,3 +251,19 @@ def test_another_schedule_is_another_recipe(data, make_config):
     train(progressive, data)
     with pytest.raises(InputError, match=r"patch_images \(96, now 200\)"):
         train(progressive.replace(images=200), data)
+
+
+def test_the_command_line(tmp_path, capsys):
+    np.savez(tmp_path / "images.npz", images=np.zeros((4, 32, 32, 3), np.uint8))
+    words = ["train", "--data", str(tmp_path / "images.npz"), "-o", str(tmp_path / "run"), "--device", "cpu"]
+    for more, p, p_schedule in (
+        (["--patch-p"], 0.5, "stochastic"),
+        (["--patch-p", "0.25", "--set", "patch_schedule=progressive"], 0.25, "progressive"),
+        ([], None, "stochastic"),
+    ):
+        assert main([*words, *more, "--dry-run", "--json"]) == 0
+        config = json.loads(capsys.readouterr().out.splitlines()[-1])["config"]
+        assert (config.get("patch_p"), config["patch_schedule"]) == (p, p_schedule)
+    assert main([*words, "--patch-p", "1.5"]) == 2
+    assert "patch_p is 1.5; it must be at least 0 and at most 1" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
