@@ -120,7 +120,7 @@ def _load(folder: Path) -> Any:
         import diffusers
     except ModuleNotFoundError:
         raise MissingDependencyError(
-            f"{folder}: needs diffusers, which is not installed; run: pip install diffusers"
+            f"{folder}: needs diffusers, which is not installed; run: pip install 'prunefast[diffusers]'"
         ) from None
     except Exception as error:  # a build for another torch fails in many ways
         raise broken("diffusers", str(folder), error) from None

@@ -163,7 +163,7 @@ def build_diffusers(
         import diffusers
     except ImportError as error:
         raise MissingDependencyError(
-            f"model {name!r} needs diffusers; install it: pip install diffusers [{error}]"
+            f"model {name!r} needs diffusers; run: pip install 'prunefast[diffusers]' [{error}]"
         ) from None
     if overrides:
         raise InputError(
