@@ -60,7 +60,10 @@ def open_dataset(
     side = check_image_size(image_size)
     place = _absolute(path)
     if holds_latents(place):
-        return open_latents(place).with_image_size(side)
+        latents = open_latents(place).with_image_size(side)
+        if split not in (None, latents.split):
+            raise InputError(f"split={split!r}: {place} holds latents of the split {latents.split!r}; leave it out")
+        return latents
     entry = CacheEntry(place, cache_dir)
     source = _recognise(place, split, entry, progress)
     signature = digest(source.signature, split or "", on_error)

@@ -27,8 +27,19 @@ class MaskedDiT(DiT):
         Others as in `DiT`; no coordinates.
     """
 
-    def __init__(self, *, decoder_depth: int = 8, decoder_width: int = 512, decoder_heads: int = 16, **options: Any):
-        super().__init__(**options)
+    decoder_positions: Tensor
+
+    def __init__(
+        self,
+        *,
+        decoder_depth: int = 8,
+        decoder_width: int = 512,
+        decoder_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        **options: Any,
+    ):
+        super().__init__(mlp_ratio=mlp_ratio, dropout=dropout, **options)
         if decoder_depth < 1:
             raise InputError(f"decoder_depth must be at least 1, not {decoder_depth}")
         if decoder_width % 4 or decoder_heads < 1 or decoder_width % decoder_heads:
@@ -36,7 +47,6 @@ class MaskedDiT(DiT):
                 f"decoder_width must be a multiple of 4 and of decoder_heads {decoder_heads}, not {decoder_width}"
             )
         width = self.patch.out_channels
-        mlp_ratio, dropout = self.blocks[0].mlp1.out_features / width, self.blocks[0].dropout.p  # type: ignore[union-attr,operator]
         self.to_decoder = nn.Linear(width, decoder_width)
         self.decoder_condition = nn.Linear(width, decoder_width)
         for layer in (self.to_decoder, self.decoder_condition):
@@ -45,8 +55,7 @@ class MaskedDiT(DiT):
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_width))
         nn.init.normal_(self.mask_token, std=0.02)
         self.decoder_blocks = nn.ModuleList(
-            DiTBlock(decoder_width, decoder_heads, mlp_ratio, dropout)  # type: ignore[arg-type]
-            for _ in range(decoder_depth)
+            DiTBlock(decoder_width, decoder_heads, mlp_ratio, dropout) for _ in range(decoder_depth)
         )
         # the head of a DiT, at the decoder's width
         self.final_modulation = nn.Linear(decoder_width, 2 * decoder_width)
@@ -56,8 +65,6 @@ class MaskedDiT(DiT):
             nn.init.zeros_(layer.bias)
         table = position_table(self.image_size // self.patch_size, decoder_width)
         self.register_buffer("decoder_positions", table, persistent=False)
-
-    decoder_positions: Tensor
 
     def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
         check_condition(x, time, labels, self.inputs, self.num_classes)

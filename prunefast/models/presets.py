@@ -94,7 +94,7 @@ for _name in [name for name in PRESETS if name.startswith("dit-")]:
     PRESETS[f"mask{_name}"] = ("maskdit", {**PRESETS[_name][1], **_decoder})
 
 # arguments that a caller may override beyond those the preset names
-_FURTHER = {
+_FURTHER: dict[str, dict[str, Any]] = {
     "unet": {"asymmetric_downsample": False, "norm_eps": 1e-6, "learn_sigma": False, "coordinates": False},
     "edm": {"learn_sigma": False, "coordinates": False},
     "dit": {"mlp_ratio": 4.0, "learn_sigma": False, "coordinates": False},

@@ -1,5 +1,6 @@
 """Patch Diffusion in the loop: counted truly, exact after every stop, plain training where p is 1."""
 
+import itertools
 import json
 import os
 import signal
@@ -16,6 +17,8 @@ from prunefast.cli import main
 from prunefast.diffusion import DenoisingLoss, PatchSchedule
 from prunefast.errors import InputError
 from prunefast.models import build_model
+from prunefast.select import Coreset
+from prunefast.stream import CoresetLoader
 from prunefast.train import TIMING_KEYS, TrainConfig, read_metrics, sample, train
 from prunefast.train import loop as training_loop
 from prunefast.train.setup import build_parts, make_plan, open_inputs
@@ -120,6 +123,39 @@ train(TrainConfig.load(sys.argv[1]))
 """
 
 
+def test_world_sizes_see_the_same_images_at_the_same_sizes(data):
+    schedule = PatchSchedule(8, p=0.3, seed=4)
+
+    def stream(world_size: int, steps: int = 40) -> list[list[int]]:
+        """The positions of every global batch."""
+        loaders = [
+            CoresetLoader(
+                data,
+                Coreset.full(data),
+                batch_size=8 // world_size,
+                multiplier=schedule.multiplier,
+                rank=rank,
+                world_size=world_size,
+            )
+            for rank in range(world_size)
+        ]
+        steps_of_all = zip(*(iter(loader) for loader in loaders), strict=True)
+        found = []
+        for parts in itertools.islice(steps_of_all, steps):
+            found.append(sorted(position for part in parts for position in part.position.tolist()))
+            begin = found[-1][0]
+            assert {loader.position for loader in loaders} == {found[-1][-1] + 1}
+            assert len(found[-1]) == 8 * schedule.at(begin).multiplier
+        return found
+
+    one = stream(1)
+    assert {len(batch) for batch in one} == {8, 16, 32}
+    assert stream(2) == one
+    assert stream(4) == one
+    with pytest.raises(TypeError, match="multiplier has no length"):
+        len(CoresetLoader(data, Coreset.full(data), batch_size=8, epochs=1, multiplier=schedule.multiplier))
+
+
 @pytest.mark.slow
 def test_killed_in_the_middle(tmp_path, make_config):
     """kill -9 with the images on disk, where the loader decodes ahead of the loop."""
@@ -156,9 +192,6 @@ def test_killed_in_the_middle(tmp_path, make_config):
 
 def test_loss_of_the_paper_and_the_mean(data, make_config):
     """The paper's sum over pixels, in units of a full image, is (s / R)^2 times the mean."""
-    from prunefast.select import Coreset
-    from prunefast.stream import CoresetLoader
-
     batch = next(iter(CoresetLoader(data, Coreset.full(data), batch_size=8)))
     torch.manual_seed(0)
     network = build_model("unet-tiny", image_size=8, coordinates=True, dropout=0.0, **NETWORK)
