@@ -183,7 +183,7 @@ def test_what_latents_cannot_do(vaes, photos, tmp_path):
             call()
     with pytest.raises(InputError, match="image_size"):
         encode_latents(from_arrays([np.zeros((4, 6, 3), np.uint8)]), vaes / "vq", tmp_path / "wide")
-    with pytest.raises(InputError, match="split='test': .* holds latents of the split 'all'"):
+    with pytest.raises(InputError, match=r"split='test': .* holds latents of the split 'all'"):
         open_dataset(tmp_path / "latents", split="test")
     np.save(tmp_path / "latents" / "latents.npy", np.zeros((11, 3), np.float32))
     with pytest.raises(InputError, match="encode them again"):
