@@ -130,9 +130,8 @@ class CoresetLoader:
         end = position.end()
         batches = self._from_disk(end) if self.placement == "disk" else self._from_memory(end)
         for batch in batches:
-            position.value += (
-                self._images(position.value) * position.world_size
-            )  # before the yield: the loop has this batch now
+            # before the yield: the loop has this batch now
+            position.value += self._images(position.value) * position.world_size
             if end is not None:
                 position.value = min(position.value, end)
             yield batch
