@@ -26,6 +26,7 @@ COMMANDS = {
     "score": "score every image from the features",
     "select": "keep a coreset under a budget",
     "encode-latents": "encode a data set with a local autoencoder, once, to train on its latents",
+    "reweight": "find class weights: a proxy against a frozen reference",
     "train": "train a diffusion model on exactly the coreset",
     "sample": "sample images from a checkpoint",
     "evaluate": "compare samples with a reference: Frechet distance, KID, precision, recall, memorisation",

@@ -25,6 +25,8 @@ from prunefast.files import read_json, write_text
 PRECISIONS = ("auto", "bf16", "fp32")
 OPTIMIZERS = ("adamw", "apex")
 PLACEMENTS = ("auto", "device", "memory", "disk")
+CLASS_WEIGHTS_IN = ("loss", "sampler")
+CLASS_WEIGHTS_OF = ("classes", "clusters")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,8 @@ class TrainConfig:
     learn_sigma: bool = False  # the network learns the variance too, by the variational bound (ddpm-* only)
     bound_weight: float = 0.001  # of the bound, Nichol & Dhariwal 2021
     class_weights: str | tuple[float, ...] | None = None  # class_weights.json, numbers in class order, or ClassWeights
+    class_weights_in: str = "loss"  # "loss": an image weighs weight / share of its class; "sampler": drawn so often
+    class_weights_of: str = "classes"  # "clusters": one weight for each cluster of the coreset
     flip: bool = True  # mirror half of the images left to right; False for digits and letters
 
     # Patch Diffusion (prunefast.diffusion.PatchSchedule); the network gets coordinates
@@ -113,6 +117,8 @@ class TrainConfig:
                 put(field.name, check(field.name, getattr(self, field.name)))
         if self.images is None and self.max_seconds is None:
             raise InputError("images: say how long to train: images=..., max_seconds=..., or both")
+        groups = getattr(self.class_weights, "groups", self.class_weights_of)  # ClassWeights know whose they are
+        put("class_weights_of", _Choice(CLASS_WEIGHTS_OF)("class_weights_of", groups))
         put("class_weights", _class_weights("class_weights", self.class_weights))
 
     @classmethod
@@ -169,7 +175,8 @@ class TrainConfig:
 _NOT_RECIPE = frozenset(
     {
         *("out", "images", "max_seconds", "max_bad_steps"),
-        *("data", "split", "coreset", "image_size", "class_conditional", "prediction", "class_weights", "precision"),
+        *("data", "split", "coreset", "image_size", "class_conditional", "prediction", "precision"),
+        *("class_weights", "class_weights_in", "class_weights_of"),
         *("device", "compile", "deterministic", "placement", "threads"),
         *("checkpoint_every_images", "checkpoint_every_seconds", "keep_checkpoints", "status_every_images"),
     }
@@ -253,8 +260,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def read_class_weights(value: str | tuple[float, ...] | None, classes: Sequence[str]) -> list[float] | None:
-    """The class weights of a run as numbers in class order.
+def read_class_weights(
+    value: str | tuple[float, ...] | None, classes: Sequence[str], groups: str = "classes"
+) -> list[float] | None:
+    """The class weights of a run as numbers in class order; `groups`: of what ("classes" or "clusters").
 
     A file holds a list, or an object with "average" (a list in class order, as `ClassWeights` is saved) or with the
     class names as keys.
@@ -266,6 +275,9 @@ def read_class_weights(value: str | tuple[float, ...] | None, classes: Sequence[
     if isinstance(value, str):
         source, content = value, read_json(value)
         if isinstance(content, dict):
+            recorded = content.get("groups", groups) if "average" in content else groups
+            if recorded != groups:
+                raise InputError(f"{source}: holds weights of {recorded}; set class_weights_of to that")
             content = content.get("average", content)
         if isinstance(content, dict):
             missing = [name for name in classes if name not in content]
@@ -419,6 +431,7 @@ _CHECKS: dict[str, typing.Callable[[str, Any], Any]] = {
     "weighting_gamma": _Optional(_Number(0.0, open_low=True)),
     "learn_sigma": _flag,
     "bound_weight": _Number(0.0),
+    "class_weights_in": _Choice(CLASS_WEIGHTS_IN),
     "flip": _flag,
     "mask_ratio": _Number(0.0, 1.0),
     "mask_reconstruction": _Number(0.0),

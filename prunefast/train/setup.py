@@ -17,6 +17,7 @@ from prunefast.models import MaskedDiT, ModuleNetwork, build_model, count_parame
 from prunefast.models.adapter import takes_labels
 from prunefast.select import Coreset
 from prunefast.stream import CoresetLoader
+from prunefast.stream.draw import make_draw
 from prunefast.train.config import TrainConfig, read_class_weights, recipe
 from prunefast.train.ema import Ema, named_weights
 from prunefast.train.optim import Updater
@@ -52,7 +53,8 @@ def open_inputs(
         raise InputError("coreset: it was selected from another data set; select again from this one")
     if len(coreset) == 0:
         raise InputError("coreset: it keeps no image; keep more")
-    for key in ("class_conditional", "class_weights"):
+    needing = ["class_conditional"] + ["class_weights"] * (config.class_weights_of == "classes")
+    for key in needing:
         if getattr(config, key) not in (None, False, "auto") and data.labels is None:
             raise InputError(f"{key}: the data has no classes; leave it out, or open data with class folders")
     return data, coreset
@@ -76,6 +78,8 @@ class Plan:
     latents: LatentScale | None  # None: images
     model: nn.Module  # on the CPU
     recipe: dict[str, Any]
+    class_weights: list[float] | None = None
+    groups: np.ndarray | None = None  # int64 [N], what the class weights are of
 
     def continuing(self, recorded: dict[str, Any]) -> "Plan":
         """The plan for a run that began with the recipe `recorded`: it keeps its precision, should "auto" come out
@@ -91,13 +95,18 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module:
     module: trained in the place of the network that `config.model` names.
     """
     device = pick_device(config.device)
-    class_weights = read_class_weights(config.class_weights, data.classes)
-    frequencies = None
-    if class_weights is not None:  # every image of the coreset is drawn equally often
-        counts = np.bincount(np.asarray(data.labels)[coreset.indices], minlength=len(data.classes))
-        frequencies = counts / counts.sum()
+    groups = weighted_groups(config, data, coreset)
+    names = data.classes if config.class_weights_of == "classes" else _cluster_names(groups)
+    class_weights = read_class_weights(config.class_weights, names, config.class_weights_of)
+    weighted: dict[str, Any] = {"class_weights": class_weights}
+    if class_weights is not None:
+        draw = make_draw(class_weights, groups, coreset.indices)
+        if config.class_weights_in != "loss":
+            weighted["class_weights_in"] = config.class_weights_in
+        if config.class_weights_of != "classes":
+            weighted["class_weights_of"] = draw.digest()
     weighting = pick_weighting(config.weighting, config.weighting_gamma)
-    described = (config.process, config.prediction, weighting, class_weights, frequencies)
+    described = (config.process, config.prediction, weighting)  # class weights act at the loader
     loss = HybridLoss(*described, bound_weight=config.bound_weight) if config.learn_sigma else DenoisingLoss(*described)
     conditional = config.class_conditional is not False and data.labels is not None
     if module is not None and config.class_conditional == "auto" and conditional:
@@ -125,7 +134,7 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module:
         image_size=data.image_size,
         num_classes=num_classes,
         prediction=loss.prediction,
-        class_weights=class_weights,
+        **weighted,
         precision=pick_precision(config.precision, device, count_parameters(model)),
     )
     if module is not None:
@@ -136,7 +145,21 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module:
     if latents is not None:
         # a mirrored latent is not the latent of the mirrored image
         resolved |= {"flip": False, "latents": latents.weights, "latent_scale": [latents.scale, latents.shift]}
-    return Plan(config, data, coreset, device, loss, num_classes, patches, masking, latents, model, resolved)
+    return Plan(
+        config=config,
+        data=data,
+        coreset=coreset,
+        device=device,
+        loss=loss,
+        num_classes=num_classes,
+        patches=patches,
+        masking=masking,
+        latents=latents,
+        model=model,
+        recipe=resolved,
+        class_weights=class_weights,
+        groups=groups,
+    )
 
 
 def _network(config: TrainConfig, module: nn.Module | None, image_size: int, options: dict[str, Any]) -> Any:
@@ -195,6 +218,19 @@ def check_patches(patches: PatchSchedule, model: str, multiple: int) -> None:
         )
 
 
+def weighted_groups(config: TrainConfig, data: ImageDataset, coreset: Coreset) -> np.ndarray | None:
+    """int64 [N], the class or cluster that class weights are of; None where there is none."""
+    if config.class_weights_of == "classes":
+        return data.labels
+    if config.class_weights is not None and coreset.clusters is None:
+        raise InputError('class_weights_of: the coreset has no clusters; select with method="clusters"')
+    return coreset.clusters
+
+
+def _cluster_names(clusters: np.ndarray | None) -> list[str]:
+    return [] if clusters is None else [f"cluster {number}" for number in range(int(clusters.max()) + 1)]
+
+
 def check_training(config: TrainConfig, data: ImageDataset) -> None:
     """Raise what `train` would raise for these options and data whatever the coreset: before one is selected."""
     data, everything = open_inputs(config, data, Coreset.full(data))
@@ -239,6 +275,9 @@ def build_parts(plan: Plan) -> Parts:
         threads=config.threads,
         device=device,
         placement=config.placement,  # type: ignore[arg-type]  # one of its literals: TrainConfig checks
+        class_weights=plan.class_weights,
+        class_weights_in=config.class_weights_in,  # type: ignore[arg-type]
+        groups=plan.groups,
     )
     ema = Ema(model, config.ema_half_life_images, config.ema_ramp_up)
     return Parts(model, step, ema, Updater(model, config), loader)
