@@ -121,8 +121,9 @@ def reweight(
     made = ReweightOptions(**options)
     if config.class_weights is not None:
         raise InputError("class_weights: the proxy finds them; leave them out of its config")
-    for key in ("patch_p", "mask_ratio", "learn_sigma"):
-        if getattr(config, key):
+    other_losses = {"patch_p": config.patch_p is not None, "mask_ratio": config.mask_ratio > 0}
+    for key, given in {**other_losses, "learn_sigma": config.learn_sigma}.items():
+        if given:
             raise InputError(f"{key}: the proxy's losses are of whole images and one prediction; leave it out")
     data, coreset = open_inputs(config, data, coreset)
     plan = make_plan(config, data, coreset)

@@ -17,6 +17,7 @@ from prunefast.cli import main
 from prunefast.diffusion import DenoisingLoss, PatchSchedule
 from prunefast.errors import InputError
 from prunefast.models import build_model
+from prunefast.reweight import reweight
 from prunefast.select import Coreset
 from prunefast.stream import CoresetLoader
 from prunefast.train import TIMING_KEYS, TrainConfig, read_metrics, sample, train
@@ -300,3 +301,9 @@ def test_the_command_line(tmp_path, capsys):
     assert main([*words, "--patch-p", "1.5"]) == 2
     assert "patch_p is 1.5; it must be at least 0 and at most 1" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("key", "value"), [("patch_p", 0.0), ("mask_ratio", 0.5), ("learn_sigma", True)])
+def test_the_search_for_class_weights_refuses_other_losses(key, value, data, make_config, tmp_path):
+    with pytest.raises(InputError, match=f"{key}: the proxy's losses are of whole images"):
+        reweight(make_config(**{key: value}), tmp_path / "nowhere", data)
