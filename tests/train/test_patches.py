@@ -306,4 +306,4 @@ def test_the_command_line(tmp_path, capsys):
 @pytest.mark.parametrize(("key", "value"), [("patch_p", 0.0), ("mask_ratio", 0.5), ("learn_sigma", True)])
 def test_the_search_for_class_weights_refuses_other_losses(key, value, data, make_config, tmp_path):
     with pytest.raises(InputError, match=f"{key}: the proxy's losses are of whole images"):
-        reweight(make_config(**{key: value}), tmp_path / "nowhere", data)
+        reweight(make_config(**{key: value}), data, reference=tmp_path / "nowhere")
