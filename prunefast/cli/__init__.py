@@ -25,6 +25,7 @@ COMMANDS = {
     "embed": "open a data set and compute its features",
     "score": "score every image from the features",
     "select": "keep a coreset under a budget",
+    "encode-latents": "encode a data set with a local autoencoder, once, to train on its latents",
     "reweight": "find class weights: a proxy against a frozen reference",
     "train": "train a diffusion model on exactly the coreset",
     "sample": "sample images from a checkpoint",
@@ -56,7 +57,7 @@ def build_parser(command: str | None = None) -> Parser:
     for name, help_line in COMMANDS.items():
         sub = commands.add_parser(name, help=help_line, description=help_line[0].upper() + help_line[1:] + ".")
         if name == command:
-            module = importlib.import_module(f"prunefast.cli.{name}")
+            module = importlib.import_module(f"prunefast.cli.{name.replace('-', '_')}")
             module.add_arguments(sub)
             sub.add_argument("--json", action="store_true", help="end with one machine-readable line")
             sub.add_argument("--quiet", action="store_true", help="no progress")

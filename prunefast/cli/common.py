@@ -159,8 +159,12 @@ def budget(options: argparse.Namespace) -> dict[str, Any]:
 def add_training(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
     group.add_argument("--config", metavar="FILE", help="config.toml; the arguments given go over it")
-    group.add_argument("--preset", help="cifar10, cpu or dit (default: cpu without a GPU, cifar10 settings with one)")
-    group.add_argument("--model", help="such as unet-tiny, unet-small, unet-cifar10, dit-s/2")
+    group.add_argument(
+        "--preset", help="cifar10, cpu, edm or dit (default: cpu without a GPU, cifar10 settings with one)"
+    )
+    group.add_argument(
+        "--model", help="such as unet-tiny, unet-small, unet-cifar10, edm-ddpmpp, dit-s/2, diffusers:FOLDER"
+    )
     group.add_argument("--images", type=int, metavar="N", help="images to train on, counted with repetition")
     group.add_argument("--minutes", type=float, metavar="M", help="or the time to train")
     group.add_argument("--batch-size", type=int, metavar="B")
@@ -168,6 +172,14 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--process", help="ddpm-linear, ddpm-cosine, flow or edm")
     group.add_argument("--prediction", help="eps, v, x0, flow ... (default: the process' own)")
     group.add_argument("--weighting", help="uniform, min_snr, edm or p2")
+    group.add_argument(
+        "--patch-p",
+        type=float,
+        nargs="?",
+        const=0.5,
+        metavar="P",
+        help="Patch Diffusion: share of steps on full images (without a number: 0.5, as the paper)",
+    )
     group.add_argument("--precision", choices=("auto", "bf16", "fp32"))
     group.add_argument("--class-weights", metavar="FILE", help="class_weights.json of `prunefast reweight`")
     group.add_argument(
@@ -190,7 +202,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
 
 # arguments that are keys of TrainConfig by the same name
 TRAINING_FLAGS = ["model", "images", "batch_size", "lr", "process", "prediction", "weighting", "precision", "flip"]
-TRAINING_FLAGS += ["compile", "seed", "image_size", "device", "class_weights", "class_weights_in"]
+TRAINING_FLAGS += ["compile", "seed", "image_size", "device", "patch_p", "class_weights", "class_weights_in"]
 
 
 def training_values(options: argparse.Namespace) -> dict[str, Any]:

@@ -60,6 +60,13 @@ class ImageDataset:
         if image_size is None and len(table) and _all_equal(self.widths) and _all_equal(self.heights):
             image_size = int(self.widths[0]) if self.widths[0] == self.heights[0] else None
         self.image_size = image_size
+        self.row_dtype: np.dtype[Any] = np.dtype(np.uint8)  # of what `batches` gives
+
+    @property
+    def row_shape(self) -> tuple[int, int, int]:
+        """Of one item of `batches`: (R, R, 3)."""
+        side = self._side()
+        return (side, side, 3)
 
     @property
     def path(self) -> str:
@@ -122,9 +129,9 @@ class ImageDataset:
         Centre crop to a square, then to R = image_size: box filter down, bicubic up; nothing where it is R x R.
         Raises InputError for an index out of range, no common size, or a broken image.
         """
-        side = self._side()
+        shape = self.row_shape
         items = self._checked(as_indices(indices))
-        out = np.empty((len(items), side, side, 3), dtype=np.uint8)
+        out = np.empty((len(items), *shape), dtype=self.row_dtype)
         self._fill(items, out)
         return out
 
@@ -145,17 +152,16 @@ class ImageDataset:
         self, parts: Iterator[np.ndarray], threads: int | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Like `batches` for index arrays of any order and size, which may go on for ever."""
-        side = self._side()
-        return self._decode_ahead(parts, side, worker_count(threads))
+        return self._decode_ahead(parts, self.row_shape, worker_count(threads))
 
     def _decode_ahead(
-        self, parts: Iterator[np.ndarray], side: int, threads: int
+        self, parts: Iterator[np.ndarray], shape: tuple[int, int, int], threads: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         pool = ThreadPoolExecutor(threads, thread_name_prefix="prunefast-decode")
         waiting: deque[tuple[np.ndarray, np.ndarray, list[Future[None]]]] = deque()
 
         def submit(items: np.ndarray) -> None:
-            out = np.empty((len(items), side, side, 3), dtype=np.uint8)
+            out = np.empty((len(items), *shape), dtype=self.row_dtype)
             step = max(_MIN_TASK, -(-len(items) // threads))
             tasks = [
                 pool.submit(self._fill, items[k : k + step], out[k : k + step]) for k in range(0, len(items), step)

@@ -11,6 +11,7 @@ from prunefast.data import zip as zip_format
 from prunefast.data.cache import CacheEntry, digest, file_signature
 from prunefast.data.dataset import ImageDataset, check_image_size
 from prunefast.data.folder import list_folder
+from prunefast.data.latents import holds_latents, open_latents
 from prunefast.data.listing import Listing
 from prunefast.data.storage import explain_read_error, open_for_reading, read_exactly
 from prunefast.data.table import build_table, load_cached, load_table, save_table
@@ -58,6 +59,11 @@ def open_dataset(
         raise InputError(f"split={split!r}: give the name of a split, 'all', or leave it out")
     side = check_image_size(image_size)
     place = _absolute(path)
+    if holds_latents(place):
+        latents = open_latents(place).with_image_size(side)
+        if split not in (None, latents.split):
+            raise InputError(f"split={split!r}: {place} holds latents of the split {latents.split!r}; leave it out")
+        return latents
     entry = CacheEntry(place, cache_dir)
     source = _recognise(place, split, entry, progress)
     signature = digest(source.signature, split or "", on_error)

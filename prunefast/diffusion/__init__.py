@@ -1,9 +1,12 @@
-"""Diffusion: processes, parameterisations, weightings, the loss and the samplers."""
+"""Diffusion: processes, parameterisations, weightings, the loss, patches and the samplers."""
 
 from prunefast.diffusion.loss import DenoisingLoss
+from prunefast.diffusion.masking import TokenMasking
 from prunefast.diffusion.parameterisation import PREDICTIONS, target_coefficients, to_noise, to_x0
+from prunefast.diffusion.patches import Patch, PatchSchedule
 from prunefast.diffusion.process import DDPM, EDM, PROCESSES, Flow, Process, make_process
 from prunefast.diffusion.samplers import SAMPLERS, Denoiser, ddim, ddpm, euler, heun, heun_times, sample_images
+from prunefast.diffusion.variational import HybridLoss
 from prunefast.diffusion.weighting import P2, WEIGHTINGS, EDMWeighting, MinSNR, Uniform, Weighting, make_weighting
 
 __all__ = [
@@ -18,8 +21,12 @@ __all__ = [
     "DenoisingLoss",
     "EDMWeighting",
     "Flow",
+    "HybridLoss",
     "MinSNR",
+    "Patch",
+    "PatchSchedule",
     "Process",
+    "TokenMasking",
     "Uniform",
     "Weighting",
     "ddim",

@@ -121,6 +121,10 @@ def reweight(
     made = ReweightOptions(**options)
     if config.class_weights is not None:
         raise InputError("class_weights: the proxy finds them; leave them out of its config")
+    other_losses = {"patch_p": config.patch_p is not None, "mask_ratio": config.mask_ratio > 0}
+    for key, given in {**other_losses, "learn_sigma": config.learn_sigma}.items():
+        if given:
+            raise InputError(f"{key}: the proxy's losses are of whole images and one prediction; leave it out")
     data, coreset = open_inputs(config, data, coreset)
     plan = make_plan(config, data, coreset)
     grouping = _grouping(groups, data, coreset)
@@ -293,11 +297,11 @@ class _ExcessLoss(nn.Module):
     def process(self) -> Any:
         return self.loss.process
 
-    def forward(self, predictions, x0, noise, t, labels=None, sample_weight=None, *, flip=None) -> _Errors:
+    def forward(self, predictions, x0, noise, t, labels=None, sample_weight=None, *, flip=None, boxes=None) -> _Errors:
         prediction, expected = predictions
         loss = self.loss
         with torch.no_grad():
-            reference = loss.per_sample(expected, x0, noise, t, flip=flip)
+            reference = loss.per_sample(expected, x0, noise, t, flip=flip, boxes=boxes)
         alpha, sigma = loss.process.alpha_sigma(t, torch.float64)
         a, b = target_coefficients(loss.prediction, alpha, sigma, loss.process.sigma_data)
         _, per_sample, excess, count = ops.denoising_loss(
@@ -310,6 +314,7 @@ class _ExcessLoss(nn.Module):
             num_classes=self.num_groups,
             reference_per_sample=reference,
             flip=flip,
+            boxes=boxes,
         )
         return _Errors(per_sample, loss.sample_weights(t, None, sample_weight), excess, count)
 

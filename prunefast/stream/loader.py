@@ -1,6 +1,7 @@
 """Batches of a coreset for a training loop: on the device, resumable, the same for every number of ranks."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,7 @@ _LOAD_BATCH = 256  # images decoded at a time into the resident tensor
 class Batch:
     """B images with what a loss needs to know of them, all on the loader's device.
 
-    images    uint8 [B, 3, R, R], channels_last
+    images    uint8 [B, 3, R, R], channels_last; of latents float32 [B, 2 C, R, R], means, then standard deviations
     labels    int64 [B], -1 where the data set has none
     index     int64 [B], which item of the data set
     position  int64 [B], which image of the whole stream, over all ranks and epochs: the key of everything random
@@ -55,6 +56,8 @@ class CoresetLoader:
 
     data         ImageDataset with a common image size
     batch_size   images a rank and step
+    multiplier   begin -> how many times batch_size the batch has that begins at this position (default: 1, always);
+                 Patch Diffusion's `PatchSchedule.multiplier`. A function of the position: resuming needs no more
     epochs       how often an iteration goes through the coreset; None: for ever, batches then cross the borders of
                  epochs. The last batch of a finite pass may be smaller; a rank for which nothing is left of it gets
                  none (under DDP use None).
@@ -83,6 +86,7 @@ class CoresetLoader:
         coreset: CoresetLike,
         *,
         batch_size: int,
+        multiplier: Callable[[int], int] | None = None,
         seed: int = 0,
         shuffle: bool = True,
         epochs: int | None = None,
@@ -98,6 +102,7 @@ class CoresetLoader:
         groups: Any = None,
     ):
         self.batch_size = check_whole("batch_size", batch_size, 1)
+        self._multiplier = multiplier
         self.seed = check_whole("seed", seed, 0, MAX_SEED)
         self.threads = worker_count(threads)
         if memory_budget_bytes is not None:
@@ -133,7 +138,7 @@ class CoresetLoader:
         self._labels = torch.from_numpy(labels.astype(np.int64)).to(self.device)
         self._weights = torch.from_numpy(weights.astype(np.float32)).to(self.device)
         self._index = torch.from_numpy(self._indices).to(self.device)
-        needed = len(self._indices) * data.image_size**2 * 3
+        needed = len(self._indices) * math.prod(data.row_shape) * data.row_dtype.itemsize
         self.placement, self.placement_reason = choose_placement(placement, needed, self.device, memory_budget_bytes)
         self._resident: torch.Tensor | None = None
 
@@ -141,9 +146,9 @@ class CoresetLoader:
         position = self._position
         end = position.end()
         batches = self._from_disk(end) if self.placement == "disk" else self._from_memory(end)
-        step = self.batch_size * position.world_size
         for batch in batches:
-            position.value += step  # before the yield: the loop has this batch now
+            # before the yield: the loop has this batch now
+            position.value += self._images(position.value) * position.world_size
             if end is not None:
                 position.value = min(position.value, end)
             yield batch
@@ -154,20 +159,24 @@ class CoresetLoader:
         """This rank's positions of each batch from here on."""
         begin = self._position.value
         while end is None or begin < end:
-            positions = self._position.batch(begin, self.batch_size, end)
+            images = self._images(begin)
+            positions = self._position.batch(begin, images, end)
             if len(positions):
                 yield positions
-            begin += self.batch_size * self._position.world_size
+            begin += images * self._position.world_size
+
+    def _images(self, begin: int) -> int:
+        """Of a rank, in the batch that begins at this position."""
+        return self.batch_size * (1 if self._multiplier is None else self._multiplier(begin))
 
     def _from_memory(self, end: int | None) -> Iterator[Batch]:
         if self._resident is None:
             self._resident = self._load()
         pixels = self._resident
-        side = self._data.image_size
-        assert side is not None
+        shape = self._data.row_shape
         for positions in self._steps(end):
             places = torch.from_numpy(self._order.at(positions))
-            rows = pixels.index_select(0, places.to(pixels.device)).view(len(places), side, side, 3)
+            rows = pixels.index_select(0, places.to(pixels.device)).view(len(places), *shape)
             yield self._batch(rows, places, positions)
 
     def _from_disk(self, end: int | None) -> Iterator[Batch]:
@@ -184,7 +193,7 @@ class CoresetLoader:
             yield self._batch(torch.from_numpy(images), torch.from_numpy(places), positions)
 
     def _batch(self, rows: torch.Tensor, places: torch.Tensor, positions: np.ndarray) -> Batch:
-        """rows: uint8 [B, R, R, 3]; the permuted view is [B, 3, R, R] in channels_last already."""
+        """rows: [B, R, R, 3], or what the data set has; the permuted view is [B, 3, R, R] in channels_last already."""
         places = places.to(self.device)
         return Batch(
             images=rows.to(self.device).permute(0, 3, 1, 2),
@@ -195,12 +204,11 @@ class CoresetLoader:
         )
 
     def _load(self) -> torch.Tensor:
-        """All pixels of the coreset, uint8 [n, R * R * 3], where they are to live."""
-        side = self._data.image_size
-        assert side is not None
+        """All rows of the coreset, uint8 [n, R * R * 3], where they are to live."""
         count = len(self._indices)
         where = self.device if self.placement == "device" else torch.device("cpu")
-        pixels = torch.empty((count, side * side * 3), dtype=torch.uint8, device=where)
+        kind = torch.from_numpy(np.empty(0, self._data.row_dtype)).dtype
+        pixels = torch.empty((count, math.prod(self._data.row_shape)), dtype=kind, device=where)
         done = 0
         for items, images in self._data.batches(self._indices, _LOAD_BATCH, self.threads):
             pixels[done : done + len(items)] = torch.from_numpy(images).view(len(items), -1)
@@ -208,9 +216,11 @@ class CoresetLoader:
         return pixels
 
     def __len__(self) -> int:
-        """Batches this rank gets in a whole pass; TypeError where it has no end."""
+        """Batches this rank gets in a whole pass; TypeError where it has no end, or batches of several sizes."""
         if self._position.epochs is None:
             raise TypeError("CoresetLoader with epochs=None has no length")
+        if self._multiplier is not None:
+            raise TypeError("CoresetLoader with a multiplier has no length")
         position = self._position
         mine = -(-(position.n * self._position.epochs - position.rank) // position.world_size)
         return -(-mine // self.batch_size)

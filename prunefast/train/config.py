@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import tomli_w
 
+from prunefast.diffusion.patches import LOSSES, SCHEDULES
 from prunefast.errors import InputError, InputTypeError
 from prunefast.files import read_json, write_text
 
@@ -59,10 +60,24 @@ class TrainConfig:
     prediction: str | None = None  # None: the process' default
     weighting: str = "uniform"
     weighting_gamma: float | None = None  # of "min_snr" and "p2"; None: the weighting's default
+    learn_sigma: bool = False  # the network learns the variance too, by the variational bound (ddpm-* only)
+    bound_weight: float = 0.001  # of the bound, Nichol & Dhariwal 2021
     class_weights: str | tuple[float, ...] | None = None  # class_weights.json, numbers in class order, or ClassWeights
     class_weights_in: str = "loss"  # "loss": an image weighs weight / share of its class; "sampler": drawn so often
     class_weights_of: str = "classes"  # "clusters": one weight for each cluster of the coreset
     flip: bool = True  # mirror half of the images left to right; False for digits and letters
+
+    # Patch Diffusion (prunefast.diffusion.PatchSchedule); the network gets coordinates
+    patch_p: float | None = None  # share of steps on full images; None: all, and no coordinates. The paper: 0.5
+    patch_levels: int | None = None  # sizes R, R / 2, R / 4: how many of them; None: 3 for pixels, 2 for latents
+    patch_multiply: bool = True  # 2 and 4 times the images at R / 2 and R / 4
+    patch_schedule: str = "stochastic"  # "progressive": from the smallest size to the largest over `images`
+    patch_loss: str = "sum"  # over pixels, as the paper; "mean": small patches pull as hard as full images
+
+    # masked training (prunefast.diffusion.TokenMasking); models "maskdit-..." only
+    mask_ratio: float = 0.0  # share of the tokens that the encoder does not see; MaskDiT: 0.5
+    mask_reconstruction: float = 0.0  # weight of reconstructing the masked input; MaskDiT: 0.1
+    mask_images: int | None = None  # after so many images every token is seen (fine-tuning); None: masked to the end
 
     # optimisation
     batch_size: int = 128
@@ -178,6 +193,12 @@ def recipe(config: TrainConfig, **resolved: Any) -> dict[str, Any]:
         field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name not in _NOT_RECIPE
     }
     kept["betas"] = list(config.betas)
+    if config.patch_p is None:  # they mean nothing; and runs from before there were any go on
+        kept = {key: value for key, value in kept.items() if not key.startswith("patch_")}
+    if config.mask_ratio == 0:
+        kept = {key: value for key, value in kept.items() if not key.startswith("mask_")}
+    if not config.learn_sigma:
+        del kept["learn_sigma"], kept["bound_weight"]
     return {**resolved, **kept}
 
 
@@ -194,6 +215,21 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dropout": 0.1,
         "ema_half_life_images": 887_000,
         "images": 102_400_000,
+        "status_every_images": 50_000,
+    },
+    # Karras et al. 2022, appendix F, CIFAR-10: DDPM++, batch 512, lr 1e-3 reached after 10 Mimg, dropout 0.13, EMA
+    # half-life 0.5 Mimg with a ramp of 5 %, 200 Mimg; their augmentation besides mirroring is not built.
+    "edm": {
+        "model": "edm-ddpmpp",
+        "process": "edm",
+        "weighting": "edm",
+        "image_size": 32,
+        "batch_size": 512,
+        "lr": 1e-3,
+        "warmup_images": 10_000_000,
+        "dropout": 0.13,
+        "grad_clip": 0.0,
+        "images": 200_000_000,
         "status_every_images": 50_000,
     },
     # Minutes on a few CPU cores: small batches, because at 10^4 - 10^5 images the number of steps is what is short;
@@ -307,10 +343,10 @@ class _Whole:
 
 
 class _Number:
-    """low <= value < high, or low < value where `open_low`."""
+    """low <= value < high; or low < value where `open_low`, value <= high where `closed_high`."""
 
-    def __init__(self, low: float, high: float = math.inf, *, open_low: bool = False):
-        self.low, self.high, self.open_low = low, high, open_low
+    def __init__(self, low: float, high: float = math.inf, *, open_low: bool = False, closed_high: bool = False):
+        self.low, self.high, self.open_low, self.closed_high = low, high, open_low, closed_high
 
     def __call__(self, key: str, value: Any) -> float:
         try:
@@ -320,8 +356,11 @@ class _Number:
         except (TypeError, ValueError):
             raise InputTypeError(f"{key} is {value!r}; give a number") from None
         low_ok = number > self.low if self.open_low else number >= self.low
-        if not (low_ok and number < self.high):  # NaN fails too
-            upper = f" and below {self.high:g}" if self.high < math.inf else " and finite"
+        high_ok = number <= self.high if self.closed_high else number < self.high
+        if not (low_ok and high_ok):  # NaN fails too
+            upper = f" and {'at most' if self.closed_high else 'below'} {self.high:g}"
+            if self.high == math.inf:
+                upper = " and finite"
             raise InputError(
                 f"{key} is {number:g}; it must be {'above' if self.open_low else 'at least'} {self.low:g}{upper}"
             )
@@ -393,8 +432,18 @@ _CHECKS: dict[str, typing.Callable[[str, Any], Any]] = {
     "prediction": _Optional(_text),
     "weighting": _text,
     "weighting_gamma": _Optional(_Number(0.0, open_low=True)),
+    "learn_sigma": _flag,
+    "bound_weight": _Number(0.0),
     "class_weights_in": _Choice(CLASS_WEIGHTS_IN),
     "flip": _flag,
+    "mask_ratio": _Number(0.0, 1.0),
+    "mask_reconstruction": _Number(0.0),
+    "mask_images": _Optional(_Whole(0)),
+    "patch_p": _Optional(_Number(0.0, 1.0, closed_high=True)),
+    "patch_levels": _Optional(_Whole(1, 3)),
+    "patch_multiply": _flag,
+    "patch_schedule": _Choice(SCHEDULES),
+    "patch_loss": _Choice(LOSSES),
     "batch_size": _Whole(1),
     "optimizer": _Choice(OPTIMIZERS),
     "lr": _Number(0.0),

@@ -10,9 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
+from prunefast.data.latents import LatentScale
 from prunefast.diffusion import make_process
 from prunefast.diffusion.samplers import SAMPLERS, Denoiser, sample_images
+from prunefast.encode.encoder import weights_digest
+from prunefast.encode.latents import Autoencoder
 from prunefast.errors import InputError, InputTypeError, MachineError
 from prunefast.files import (
     TEMPORARY_PREFIX,
@@ -24,7 +28,8 @@ from prunefast.files import (
     remove_leftovers,
     write_json,
 )
-from prunefast.models import build_model
+from prunefast.models import ModuleNetwork, build_model
+from prunefast.models.adapter import MODULE
 from prunefast.progress import progress as show_progress
 from prunefast.train.state import find_checkpoint, load_weights
 from prunefast.train.step import autocast, pick_device
@@ -46,6 +51,8 @@ def sample(
     ema: bool = True,
     device: str = "auto",
     progress: bool = False,
+    model: nn.Module | None = None,
+    vae: str | os.PathLike[str] | None = None,
 ) -> np.ndarray:
     """Images of a trained model, uint8 [n, R, R, 3].
 
@@ -67,6 +74,8 @@ def sample(
             class k mod C.
         batch_size: images at a time.
         ema: the averaged weights; False: the raw ones.
+        vae: of a model of latents, the folder of the autoencoder that decodes them; None: where it was at training.
+        model: the module that was trained, where it was one of your own; the weights are read into it.
 
     Raises:
         InputError: no whole checkpoint there, an option out of range, or a folder of other samples.
@@ -78,7 +87,18 @@ def sample(
         raise InputError(f"n is {n}; it must be at least 1")
     recipe, network = state["recipe"], state["model"]
     check_sampling(recipe["process"], sampler=sampler, steps=steps, guidance=guidance, seed=seed, batch_size=batch_size)
-    shape = (int(n), network["image_size"], network["image_size"], network["channels"])
+    if (model is not None) != (network["name"] == MODULE):
+        need = (
+            "is of a module of your own; pass it (model=)"
+            if model is None
+            else "is of a network by name; leave model out"
+        )
+        raise InputError(f"model: {path} {need}")
+    latents = None if state.get("latents") is None else LatentScale(**state["latents"])
+    if latents is None and vae is not None:
+        raise InputError(f"vae: the model of {path} makes images, not latents; leave it out")
+    side, depth = (network["image_size"], network["channels"]) if latents is None else (latents.pixels, 3)
+    shape = (int(n), side, side, depth)
     try:
         images = np.empty(shape, np.uint8)
     except (MemoryError, ValueError):
@@ -101,12 +121,24 @@ def sample(
         "prediction": recipe["prediction"],
         "image_size": network["image_size"],
     }
+    if sampler == "ddpm" and network.get("learn_sigma"):
+        protocol["variance"] = "learned"
+    decoder = None
+    if latents is not None:
+        decoder = Autoencoder(latents.vae if vae is None else vae)
+        if weights_digest(decoder.state_dict()) != latents.weights:
+            raise InputError(f"vae: {decoder.folder} has other weights than those that encoded the data")
+        protocol["vae"] = latents.weights
     target = pick_device(device)
     if out is None:
-        return _fill(path, state, images, None, protocol, classes, target, guidance, batch_size, progress)
+        return _fill(
+            path, state, images, None, protocol, classes, target, guidance, batch_size, progress, model, decoder
+        )
     with lock_folder(make_folder(out), "sampling"):
         files = _SampleFolder(Path(out), protocol, classes, state["classes"])
-        return _fill(path, state, images, files, protocol, classes, target, guidance, batch_size, progress)
+        return _fill(
+            path, state, images, files, protocol, classes, target, guidance, batch_size, progress, model, decoder
+        )
 
 
 def _fill(
@@ -120,13 +152,20 @@ def _fill(
     guidance: float,
     batch_size: int,
     progress: bool,
+    module: nn.Module | None,
+    decoder: Autoencoder | None,
 ) -> np.ndarray:
     """Put every image of `protocol` into `images`: read where the folder has it, else made and written there."""
     n, recipe, network = len(images), state["recipe"], state["model"]
     missing = [k for k in range(n) if files is None or not files.read(k, images[k])]
     if missing:
-        with torch.random.fork_rng(devices=[]):  # fresh weights are drawn before the checkpoint's are read over them
-            model = build_model(**network)
+        model: nn.Module
+        if module is not None:
+            known = ("image_size", "channels", "num_classes", "coordinates", "learn_sigma")
+            model = ModuleNetwork(module, **{key: network[key] for key in known})
+        else:
+            with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, then the checkpoint's read over them
+                model = build_model(**network)
         load_weights(path, model, ema=protocol["ema"])
         model = model.to(target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         denoiser = Denoiser(model, make_process(recipe["process"]), recipe["prediction"], guidance)
@@ -145,7 +184,12 @@ def _fill(
                         steps=protocol["steps"],
                         seed=protocol["seed"],
                         batch_size=batch_size,
+                        clamp=decoder is None,
+                        **({"variance": protocol["variance"]} if "variance" in protocol else {}),
                     )
+                if decoder is not None:
+                    with torch.inference_mode():
+                        made = decoder.to(target).decode(made.to(target)).clamp(-1, 1).float().cpu()
                 new = [k for k in missing if begin <= k < begin + batch_size]
                 images[new] = quantise(made).numpy()[np.array(new) - begin]
                 if files is not None:
