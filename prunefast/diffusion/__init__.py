@@ -1,5 +1,6 @@
 """Diffusion: processes, parameterisations, weightings, the loss and the samplers."""
 
+from prunefast.diffusion.groups import GroupedDenoiser, TimestepGroups, budgets, equal_snr, equal_times
 from prunefast.diffusion.loss import DenoisingLoss
 from prunefast.diffusion.parameterisation import PREDICTIONS, target_coefficients, to_noise, to_x0
 from prunefast.diffusion.process import DDPM, EDM, PROCESSES, Flow, Process, make_process
@@ -18,12 +19,17 @@ __all__ = [
     "DenoisingLoss",
     "EDMWeighting",
     "Flow",
+    "GroupedDenoiser",
     "MinSNR",
     "Process",
+    "TimestepGroups",
     "Uniform",
     "Weighting",
+    "budgets",
     "ddim",
     "ddpm",
+    "equal_snr",
+    "equal_times",
     "euler",
     "heun",
     "heun_times",

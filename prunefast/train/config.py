@@ -51,12 +51,16 @@ class TrainConfig:
     model: str = "unet-small"  # a name of prunefast.models.PRESETS
     model_options: dict[str, Any] = dataclasses.field(default_factory=dict)  # overrides of the preset
     dropout: float | None = None  # None: the preset's
+    init_from: str | None = None  # begin with the averaged weights of this checkpoint, or those of a .safetensors file
     class_conditional: bool | Literal["auto"] = "auto"  # "auto": when the data has labels
     label_drop: float = 0.1  # share of labels replaced by the null class, for classifier-free guidance (Ho & Salimans)
 
     # diffusion
     process: str = "ddpm-linear"
     prediction: str | None = None  # None: the process' default
+    # only the times between these shares of the process' training times, 0 the least noise: (0, 0.2) of ddpm-linear is
+    # t = 0 ... 199; None: all
+    timesteps: tuple[float, float] | None = None
     weighting: str = "uniform"
     weighting_gamma: float | None = None  # of "min_snr" and "p2"; None: the weighting's default
     class_weights: str | tuple[float, ...] | None = None  # class_weights.json, numbers in class order, or ClassWeights
@@ -162,6 +166,7 @@ _NOT_RECIPE = frozenset(
         *("out", "images", "max_seconds", "max_bad_steps"),
         *("data", "split", "coreset", "image_size", "class_conditional", "prediction", "precision"),
         *("class_weights", "class_weights_in", "class_weights_of"),
+        "init_from",
         *("device", "compile", "deterministic", "placement", "threads"),
         *("checkpoint_every_images", "checkpoint_every_seconds", "keep_checkpoints", "status_every_images"),
     }
@@ -177,7 +182,7 @@ def recipe(config: TrainConfig, **resolved: Any) -> dict[str, Any]:
     kept = {
         field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name not in _NOT_RECIPE
     }
-    kept["betas"] = list(config.betas)
+    kept = {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
     return {**resolved, **kept}
 
 
@@ -350,6 +355,16 @@ def _betas(key: str, value: Any) -> tuple[float, float]:
     return check(key, value[0]), check(key, value[1])
 
 
+def _timesteps(key: str, value: Any) -> tuple[float, float]:
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        raise InputTypeError(f"{key} is {value!r}; give two shares of the times, such as (0, 0.2)")
+    check = _Number(0.0, 1.0 + 2**-52)
+    low, high = check(key, value[0]), check(key, value[1])
+    if not low < high:
+        raise InputError(f"{key} is {low:g} ... {high:g}; the first share must be below the second")
+    return low, high
+
+
 def _options(key: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise InputTypeError(f"{key} is {value!r}; give a table of options")
@@ -383,11 +398,13 @@ _CHECKS: dict[str, typing.Callable[[str, Any], Any]] = {
     "max_seconds": _Optional(_Number(0.0, open_low=True)),
     "model": _text,
     "model_options": _options,
+    "init_from": _Optional(_text),
     "dropout": _Optional(_Number(0.0, 1.0)),
     "class_conditional": _flag_or_auto,
     "label_drop": _Number(0.0, 1.0),
     "process": _text,
     "prediction": _Optional(_text),
+    "timesteps": _Optional(_timesteps),
     "weighting": _text,
     "weighting_gamma": _Optional(_Number(0.0, open_low=True)),
     "class_weights_in": _Choice(CLASS_WEIGHTS_IN),

@@ -1,6 +1,7 @@
 """From a configuration to the parts of a run: the data it opens, the recipe it resolves to, what the loop drives."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from prunefast.stream.draw import make_draw
 from prunefast.train.config import TrainConfig, read_class_weights, recipe
 from prunefast.train.ema import Ema
 from prunefast.train.optim import Updater
+from prunefast.train.state import load_initial_weights
 from prunefast.train.step import (
     TrainingStep,
     derived_seed,
@@ -104,6 +106,7 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset) -> Plan
     with forked_generators(cpu):
         seed_generators(cpu, derived_seed("weights", config.seed))
         model = build_model(config.model, image_size=data.image_size, **options)  # type: ignore[arg-type]
+    init_from = None if config.init_from is None else load_initial_weights(Path(config.init_from), model)
     resolved = recipe(
         config,
         data=data.fingerprint,
@@ -112,6 +115,7 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset) -> Plan
         num_classes=num_classes,
         prediction=loss.prediction,
         **weighted,
+        init_from=init_from,
         precision=pick_precision(config.precision, device, count_parameters(model)),
     )
     return Plan(config, data, coreset, device, loss, num_classes, model, resolved, class_weights, groups)
@@ -158,6 +162,7 @@ def build_parts(plan: Plan) -> Parts:
         label_drop=config.label_drop,
         flip=config.flip,
         precision=plan.recipe["precision"],
+        timesteps=config.timesteps,
     )
     loader = CoresetLoader(
         plan.data,

@@ -179,6 +179,17 @@ def load_weights(path: Path, model: nn.Module, *, ema: bool) -> None:
     copy_tensors(named_weights(model), _load_tensors(path / name), str(path / name))
 
 
+def load_initial_weights(source: Path, model: nn.Module) -> str:
+    """Put weights to begin with into `model`: the average of a checkpoint, or a .safetensors file. Their digest."""
+    if source.suffix == ".safetensors":
+        file = source
+    else:
+        file = find_checkpoint(source)[0] / "ema.safetensors"
+    tensors = _load_tensors(file)
+    copy_tensors(named_weights(model), tensors, str(file))
+    return _file_digest(file)
+
+
 def _load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)

@@ -88,6 +88,7 @@ class TrainingStep:
         label_drop: share of labels replaced by the null class, once, at the input.
         flip: mirror each image with probability 1/2.
         precision: "bf16" or "fp32".
+        timesteps: shares of the process' training times to stay between; None: all of them.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class TrainingStep:
         label_drop: float,
         flip: bool,
         precision: str,
+        timesteps: tuple[float, float] | None = None,
     ):
         self.network = network
         self.loss = loss
@@ -108,6 +110,7 @@ class TrainingStep:
         self.label_drop = label_drop
         self.flip = flip
         self.precision = precision
+        self.timesteps = timesteps
 
     def __call__(self, batch: "Batch") -> Tensor:
         """The loss of a batch (images uint8 [B, C, R, R] on the device), a float32 scalar with its graph."""
@@ -115,7 +118,11 @@ class TrainingStep:
         device = images.device
         process = self.loss.process
 
-        time = process.sample_time(self._uniform(position, Stream.TIME))
+        share = self._uniform(position, Stream.TIME)
+        if self.timesteps is not None:
+            low, high = self.timesteps
+            share = low + (high - low) * share.double()
+        time = process.sample_time(share)
         flip = self._uniform(position, Stream.FLIP) < 0.5 if self.flip else None
         # Regenerating noise inside a kernel is free on a GPU, which waits for memory, and not on a CPU.
         noise = (self.seed, position) if device.type == "cuda" else ops.randn_philox(images.shape, self.seed, position)
