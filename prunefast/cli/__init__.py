@@ -27,6 +27,7 @@ COMMANDS = {
     "select": "keep a coreset under a budget",
     "reweight": "find class weights: a proxy against a frozen reference",
     "train": "train a diffusion model on exactly the coreset",
+    "tdc": "prune and fine-tune one network a timestep group of a trained one",
     "sample": "sample images from a checkpoint",
     "evaluate": "compare samples with a reference: Frechet distance, KID, precision, recall, memorisation",
     "report": "write the HTML report of a run",

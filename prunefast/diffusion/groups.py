@@ -6,6 +6,7 @@ times, 0 the least noise, which mean the same for whole and for continuous times
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,10 +33,10 @@ class TimestepGroups:
     def __post_init__(self) -> None:
         edges = tuple(float(edge) for edge in self.edges)
         object.__setattr__(self, "edges", edges)
-        if len(edges) < 2 or edges[0] != 0 or edges[-1] != 1 or any(a >= b for a, b in zip(edges, edges[1:], strict=False)):
+        if len(edges) < 2 or edges[0] != 0 or edges[-1] != 1 or any(a >= b for a, b in itertools.pairwise(edges)):
             raise InputError(f"edges: must rise from 0 to 1, not {', '.join(f'{edge:g}' for edge in edges)}")
         times = self.process.sample_time(torch.tensor(edges[1:-1], dtype=torch.float64)).tolist()
-        if any(a >= b for a, b in zip(times, times[1:], strict=False)):
+        if any(a >= b for a, b in itertools.pairwise(times)):
             raise InputError(f"edges: two groups share the time {times}; take fewer groups")
         object.__setattr__(self, "_times", times)
 
@@ -55,7 +56,7 @@ class TimestepGroups:
 def equal_times(process: Process, n: int) -> TimestepGroups:
     """Groups with the same share of the training times: equal in t for DDPM and flow matching, and of the log-normal
     for EDM, whose t has no natural unit."""
-    return _from_shares(process, [place / n for place in range(1, check_groups(n))])
+    return groups_from_shares(process, [place / n for place in range(1, check_groups(n))])
 
 
 def equal_snr(process: Process, n: int) -> TimestepGroups:
@@ -64,7 +65,7 @@ def equal_snr(process: Process, n: int) -> TimestepGroups:
     low, high = process.ratio_range()
     low, high = max(low, RATIO_MIN), min(high, RATIO_MAX)
     ratios = torch.tensor([low * (high / low) ** (place / n) for place in range(1, check_groups(n))])
-    return _from_shares(process, [_share_of(process, t) for t in process.time_of_ratio(ratios.double()).tolist()])
+    return groups_from_shares(process, [_share_of(process, t) for t in process.time_of_ratio(ratios.double()).tolist()])
 
 
 def check_groups(n: int) -> int:
@@ -73,7 +74,7 @@ def check_groups(n: int) -> int:
     return n
 
 
-def _from_shares(process: Process, inner: Sequence[float]) -> TimestepGroups:
+def groups_from_shares(process: Process, inner: Sequence[float]) -> TimestepGroups:
     """Short decimal numbers; where times are whole, moved onto the border between two of them."""
     if not process.discrete:
         return TimestepGroups(process, (0.0, *(round(share, 9) for share in inner), 1.0))

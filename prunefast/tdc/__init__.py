@@ -7,6 +7,16 @@ Li et al. 2023, "Adaptive Training Meets Progressive Scaling: Elevating Efficien
 from prunefast.tdc.options import TDCOptions
 from prunefast.tdc.propose import LanguageProposer, LostRound, Proposer, Trial
 from prunefast.tdc.space import Space
+from prunefast.tdc.stages import TDCResult, sampling_flops, tdc
 
-
-__all__ = ["LanguageProposer", "LostRound", "Proposer", "Space", "TDCOptions", "Trial"]
+__all__ = [
+    "LanguageProposer",
+    "LostRound",
+    "Proposer",
+    "Space",
+    "TDCOptions",
+    "TDCResult",
+    "Trial",
+    "sampling_flops",
+    "tdc",
+]

@@ -20,7 +20,9 @@ class TDCOptions:
     groups: int = 5  # guess: with k = 0.5 the networks have 80 % of the base's FLOPs on average, as the paper says
     k: float = 0.5  # guess: the least part of the FLOPs a group may get; group i gets i/N + (N - i)/N k
     reverse: bool = False  # the noisiest group gets the whole network instead of the cleanest
-    split: str = "times"  # groups equal in training times, in SNR (dB), or of similar gradients; not known, a choice
+    groups_by: str = (
+        "times"  # groups equal in training times, in SNR (dB), or of similar gradients; not known, a choice
+    )
 
     proposer: str = "optuna"  # who proposes widths; "none" prunes nothing, the control the paper needs
     rounds: int = 20  # proposals a group
@@ -39,7 +41,7 @@ class TDCOptions:
             self._whole("images", 1)
         check_groups(self.groups)
         budgets(self.groups, self.k, self.reverse)
-        for key, choices in (("split", SPLITS), ("proposer", PROPOSERS), ("importance", IMPORTANCES)):
+        for key, choices in (("groups_by", SPLITS), ("proposer", PROPOSERS), ("importance", IMPORTANCES)):
             if getattr(self, key) not in choices:
                 raise InputError(f"{key} is {getattr(self, key)!r}; choose one of {', '.join(choices)}")
         if self.lr is not None and not 0 < self.lr < float("inf"):

@@ -83,7 +83,8 @@ class Evolutionary:
             return space.fit(_random_shares(space, self.seed, round))
         draw = keyed_generator(self.seed, round)
         mother, father = (scored[int(draw.integers(min(4, len(scored))))].widths for _ in range(2))
-        assert mother is not None and father is not None
+        assert mother is not None
+        assert father is not None
         shares = {}
         for name, entry in space.costs.widths.items():
             share = (mother if draw.random() < 0.5 else father)[name] / entry.width
@@ -221,5 +222,5 @@ def make_proposer(name: str, seed: int, ask: Callable[[str], str] | None = None)
     if name == "language":
         assert ask is not None
         return LanguageProposer(ask)
-    kinds = {"optuna": Optuna, "evolutionary": Evolutionary, "random": Random}
+    kinds: dict[str, Callable[[int], Proposer]] = {"optuna": Optuna, "evolutionary": Evolutionary, "random": Random}
     return kinds[name](seed) if name in kinds else Uniform()

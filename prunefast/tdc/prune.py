@@ -23,9 +23,7 @@ def import_torch_pruning() -> Any:
     try:
         import torch_pruning
     except ImportError as error:
-        raise MissingDependencyError(
-            f'pruning needs torch-pruning: pip install "prunefast[tdc]" [{error}]'
-        ) from None
+        raise MissingDependencyError(f'pruning needs torch-pruning: pip install "prunefast[tdc]" [{error}]') from None
     return torch_pruning
 
 
