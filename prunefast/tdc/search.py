@@ -124,7 +124,7 @@ def search(
 ) -> list[Trial]:
     """All rounds of one group; those in `memory_file` are not done again."""
     memory = read_memory(memory_file)[:rounds]
-    with show_progress(title, rounds - len(memory), silent=not progress) as bar:
+    with show_progress(title, rounds - len(memory), "rounds", silent=not progress) as bar:
         while len(memory) < rounds:
             memory.append(_one_round(model, space, proposer, proxy, order, memory))
             write_text(memory_file, "".join(json.dumps(dataclasses.asdict(trial)) + "\n" for trial in memory))
