@@ -33,7 +33,7 @@ class TimestepGroups:
     def __post_init__(self) -> None:
         edges = tuple(float(edge) for edge in self.edges)
         object.__setattr__(self, "edges", edges)
-        if len(edges) < 2 or edges[0] != 0 or edges[-1] != 1 or not all(a < b for a, b in itertools.pairwise(edges))  # NaN too:
+        if len(edges) < 2 or edges[0] != 0 or edges[-1] != 1 or not all(a < b for a, b in itertools.pairwise(edges)):
             raise InputError(f"edges: must rise from 0 to 1, not {', '.join(f'{edge:g}' for edge in edges)}")
         times = self.process.sample_time(torch.tensor(edges[1:-1], dtype=torch.float64)).tolist()
         if any(a >= b for a, b in itertools.pairwise(times)):

@@ -66,6 +66,11 @@ class TrainConfig:
     class_weights: str | tuple[float, ...] | None = None  # class_weights.json, numbers in class order, or ClassWeights
     class_weights_in: str = "loss"  # "loss": an image weighs weight / share of its class; "sampler": drawn so often
     class_weights_of: str = "classes"  # "clusters": one weight for each cluster of the coreset
+    # InfoBatch: this share of the images with a loss below the mean is left out of every epoch, and those that stay
+    # count for them; None: nothing. Epochs that begin at `dynamic_prune_until` images or later (None: 7/8 of `images`,
+    # the paper's share) are whole
+    dynamic_prune: float | None = None
+    dynamic_prune_until: int | None = None
     flip: bool = True  # mirror half of the images left to right; False for digits and letters
 
     # optimisation
@@ -108,6 +113,8 @@ class TrainConfig:
             raise InputError("images: say how long to train: images=..., max_seconds=..., or both")
         groups = getattr(self.class_weights, "groups", self.class_weights_of)  # ClassWeights know whose they are
         put("class_weights_of", _Choice(CLASS_WEIGHTS_OF)("class_weights_of", groups))
+        if self.dynamic_prune is not None and self.dynamic_prune_until is None and self.images is None:
+            raise InputError("dynamic_prune_until: say when epochs are whole again; without images it is not known")
         put("class_weights", _class_weights("class_weights", self.class_weights))
 
     @classmethod
@@ -166,7 +173,7 @@ _NOT_RECIPE = frozenset(
         *("out", "images", "max_seconds", "max_bad_steps"),
         *("data", "split", "coreset", "image_size", "class_conditional", "prediction", "precision"),
         *("class_weights", "class_weights_in", "class_weights_of"),
-        "init_from",
+        *("init_from", "dynamic_prune_until"),
         *("device", "compile", "deterministic", "placement", "threads"),
         *("checkpoint_every_images", "checkpoint_every_seconds", "keep_checkpoints", "status_every_images"),
     }
@@ -408,6 +415,8 @@ _CHECKS: dict[str, typing.Callable[[str, Any], Any]] = {
     "weighting": _text,
     "weighting_gamma": _Optional(_Number(0.0, open_low=True)),
     "class_weights_in": _Choice(CLASS_WEIGHTS_IN),
+    "dynamic_prune": _Optional(_Number(0.0, 1.0, open_low=True)),
+    "dynamic_prune_until": _Optional(_Whole(0)),
     "flip": _flag,
     "batch_size": _Whole(1),
     "optimizer": _Choice(OPTIMIZERS),

@@ -13,7 +13,7 @@ from prunefast.diffusion import DenoisingLoss
 from prunefast.errors import InputError
 from prunefast.models import build_model, count_parameters
 from prunefast.select import Coreset
-from prunefast.stream import CoresetLoader
+from prunefast.stream import CoresetLoader, DynamicPruning
 from prunefast.stream.draw import make_draw
 from prunefast.train.config import TrainConfig, read_class_weights, recipe
 from prunefast.train.ema import Ema
@@ -116,6 +116,7 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset) -> Plan
         prediction=loss.prediction,
         **weighted,
         init_from=init_from,
+        dynamic_prune_until=_prune_until(config),
         precision=pick_precision(config.precision, device, count_parameters(model)),
     )
     return Plan(config, data, coreset, device, loss, num_classes, model, resolved, class_weights, groups)
@@ -134,6 +135,16 @@ def _cluster_names(clusters: np.ndarray | None) -> list[str]:
     return [] if clusters is None else [f"cluster {number}" for number in range(int(clusters.max()) + 1)]
 
 
+def _prune_until(config: TrainConfig) -> int | None:
+    """From which image on epochs are whole again; None without dynamic pruning."""
+    if config.dynamic_prune is None:
+        return None
+    if config.dynamic_prune_until is not None:
+        return config.dynamic_prune_until
+    assert config.images is not None  # TrainConfig checks
+    return config.images * 7 // 8
+
+
 def check_training(config: TrainConfig, data: ImageDataset) -> None:
     """Raise what `train` would raise for these options and data whatever the coreset: before one is selected."""
     data, everything = open_inputs(config, data, Coreset.full(data))
@@ -147,6 +158,7 @@ class Parts:
     ema: Ema
     updater: Updater
     loader: CoresetLoader
+    pruning: DynamicPruning | None
 
 
 def build_parts(plan: Plan) -> Parts:
@@ -154,6 +166,12 @@ def build_parts(plan: Plan) -> Parts:
     config, device = plan.config, plan.device
     model = plan.model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     network: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
+    pruning = None
+    if config.dynamic_prune is not None:
+        until = plan.recipe["dynamic_prune_until"]
+        n, fraction = len(plan.coreset), config.dynamic_prune
+        pruning = DynamicPruning(n, config.seed, fraction=fraction, until=until, device=device)
+    items = torch.tensor(plan.coreset.indices, dtype=torch.int64, device=device)  # ascending
     step = TrainingStep(
         network,
         plan.loss.to(device),
@@ -163,6 +181,9 @@ def build_parts(plan: Plan) -> Parts:
         flip=config.flip,
         precision=plan.recipe["precision"],
         timesteps=config.timesteps,
+        observe=None
+        if pruning is None
+        else lambda index, share, errors: pruning.observe(torch.searchsorted(items, index), share, errors),
     )
     loader = CoresetLoader(
         plan.data,
@@ -171,10 +192,11 @@ def build_parts(plan: Plan) -> Parts:
         seed=config.seed,
         threads=config.threads,
         device=device,
+        pruning=pruning,
         placement=config.placement,  # type: ignore[arg-type]  # one of its literals: TrainConfig checks
         class_weights=plan.class_weights,
         class_weights_in=config.class_weights_in,  # type: ignore[arg-type]
         groups=plan.groups,
     )
     ema = Ema(model, config.ema_half_life_images, config.ema_ramp_up)
-    return Parts(model, step, ema, Updater(model, config), loader)
+    return Parts(model, step, ema, Updater(model, config), loader, pruning)

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -89,6 +89,7 @@ class TrainingStep:
         flip: mirror each image with probability 1/2.
         precision: "bf16" or "fp32".
         timesteps: shares of the process' training times to stay between; None: all of them.
+        observe: told the items, the shares of the times and the unweighted errors of every batch, each [B].
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class TrainingStep:
         flip: bool,
         precision: str,
         timesteps: tuple[float, float] | None = None,
+        observe: Callable[[Tensor, Tensor, Tensor], None] | None = None,
     ):
         self.network = network
         self.loss = loss
@@ -111,6 +113,7 @@ class TrainingStep:
         self.flip = flip
         self.precision = precision
         self.timesteps = timesteps
+        self.observe = observe
 
     def __call__(self, batch: "Batch") -> Tensor:
         """The loss of a batch (images uint8 [B, C, R, R] on the device), a float32 scalar with its graph."""
@@ -144,7 +147,11 @@ class TrainingStep:
                 labels = torch.where(dropped, self.num_classes, labels)
         with autocast(device, self.precision):
             prediction = self.network(x, process.network_time(time), labels)
-        return self.loss(prediction, images, noise, time, batch.labels, batch.weight, flip=flip)
+        if self.observe is None:
+            return self.loss(prediction, images, noise, time, batch.labels, batch.weight, flip=flip)
+        loss, errors = self.loss.with_errors(prediction, images, noise, time, batch.labels, batch.weight, flip=flip)
+        self.observe(batch.index, share, errors)
+        return loss
 
     def _uniform(self, position: Tensor, stream: Stream) -> Tensor:
         return ops.uniform_philox((len(position),), self.seed, position, stream)
