@@ -56,6 +56,8 @@ _EXPORTS = {
     "TrainConfig": "prunefast.train",
     "train": "prunefast.train",
     "sample": "prunefast.train",
+    "export_model": "prunefast.train",
+    "import_model": "prunefast.train",
     "tdc": "prunefast.tdc",
     "TDCOptions": "prunefast.tdc",
     "evaluate": "prunefast.evaluate",
@@ -82,6 +84,8 @@ __all__ = [
     "diffusion",
     "embed",
     "evaluate",
+    "export_model",
+    "import_model",
     "models",
     "open_dataset",
     "ops",
@@ -137,4 +141,4 @@ if TYPE_CHECKING:
     from prunefast.select import Coreset, select
     from prunefast.stream import Batch, CoresetLoader, CoresetSampler
     from prunefast.tdc import TDCOptions, tdc  # type: ignore[no-redef]
-    from prunefast.train import TrainConfig, sample, train  # type: ignore[no-redef]
+    from prunefast.train import TrainConfig, export_model, import_model, sample, train  # type: ignore[no-redef]

@@ -30,6 +30,8 @@ COMMANDS = {
     "tdc": "prune and fine-tune one network a timestep group of a trained one",
     "sample": "sample images from a checkpoint",
     "evaluate": "compare samples with a reference: Frechet distance, KID, precision, recall, memorisation",
+    "export-model": "write a trained model as a diffusers folder",
+    "import-model": "read a diffusers folder as a checkpoint",
     "report": "write the HTML report of a run",
     "demo": "the whole chain on scikit-learn's digits, four ways side by side",
     "doctor": "show which backends are live, and why the others are not",
@@ -57,7 +59,7 @@ def build_parser(command: str | None = None) -> Parser:
     for name, help_line in COMMANDS.items():
         sub = commands.add_parser(name, help=help_line, description=help_line[0].upper() + help_line[1:] + ".")
         if name == command:
-            module = importlib.import_module(f"prunefast.cli.{name}")
+            module = importlib.import_module(f"prunefast.cli.{name.replace('-', '_')}")
             module.add_arguments(sub)
             sub.add_argument("--json", action="store_true", help="end with one machine-readable line")
             sub.add_argument("--quiet", action="store_true", help="no progress")
