@@ -1,6 +1,5 @@
 import argparse
 import dataclasses
-from pathlib import Path
 
 from prunefast.cli import common
 from prunefast.errors import InputError
@@ -47,7 +46,7 @@ def main(options: argparse.Namespace) -> int:
     from prunefast.files import RunFolder
     from prunefast.tdc import TDCOptions, sampling_flops, tdc
     from prunefast.tdc.propose import command_to_ask
-    from prunefast.train import find_checkpoint
+    from prunefast.tdc.stages import base_state
 
     names = [field.name for field in dataclasses.fields(TDCOptions)]
     chosen = TDCOptions(**{name: getattr(options, name) for name in names})
@@ -55,8 +54,8 @@ def main(options: argparse.Namespace) -> int:
         raise InputError("--ask COMMAND and --proposer language go together")
     ask = None if options.ask is None else command_to_ask(options.ask)
     run = RunFolder(options.run)
-    out = Path(options.out) if options.out else run.path / "tdc"
-    _, state = find_checkpoint(run.path)
+    out = run.path / "tdc" if options.out is None else RunFolder(options.out).path
+    state = base_state(run.path, out)
     data, coreset = pipeline.open_trained(
         run, state, data=options.data, coreset=options.coreset, **common.data_options(options)
     )

@@ -40,6 +40,7 @@ def channel_order(model: nn.Module, importance: str, seed: int = 0) -> dict[str,
         score = tp.importance.GroupMagnitudeImportance(p=2, group_reduction="sum", normalizer=None)
     else:
         score = tp.importance.GroupTaylorImportance(group_reduction="sum", normalizer=None)
+    model = _plain_copy(model)
     order = {}
     for number, (name, entry) in enumerate(inner_widths(model).items()):
         count = entry.width // entry.step
@@ -59,9 +60,8 @@ def prune(model: nn.Module, widths: Mapping[str, int], order: Mapping[str, Tenso
     It computes what `model` computes with the channels that went masked at the end of their block.
     """
     tp = import_torch_pruning()
-    pruned = copy.deepcopy(model).cpu()
-    for parameter in pruned.parameters():
-        parameter.grad = None
+    pruned = _plain_copy(model)
+    pruned.zero_grad(set_to_none=True)
     for name, entry in inner_widths(pruned).items():
         width = widths.get(name, entry.width)
         if entry.check(width) == entry.width:
@@ -80,6 +80,15 @@ def prune(model: nn.Module, widths: Mapping[str, int], order: Mapping[str, Tenso
     config: dict[str, Any] = model.config  # type: ignore[assignment]
     pruned.config = {**config, "widths": {**config.get("widths", {}), **widths}}  # type: ignore[assignment]
     return pruned
+
+
+def _plain_copy(model: nn.Module) -> nn.Module:
+    """On the CPU and not channels_last, where every layer is one that torch-pruning can trace; gradients come along."""
+    plain = copy.deepcopy(model).cpu()
+    for ours, theirs in zip(plain.parameters(), model.parameters(), strict=True):
+        ours.data = ours.data.contiguous()
+        ours.grad = None if theirs.grad is None else theirs.grad.cpu().contiguous()
+    return plain
 
 
 def _dependencies(tp: Any, block: nn.Module, entry: InnerWidth, channels: list[int]) -> Any:

@@ -20,8 +20,8 @@ from prunefast.tdc.propose import LostRound, Proposer, Trial
 from prunefast.tdc.prune import prune
 from prunefast.tdc.space import Space
 from prunefast.train.config import TrainConfig
-from prunefast.train.setup import make_plan
-from prunefast.train.step import TrainingStep, derived_seed, forked_generators, seed_generators
+from prunefast.train.setup import make_plan, make_step
+from prunefast.train.step import derived_seed, forked_generators, seed_generators
 
 
 class Proxy:
@@ -65,23 +65,10 @@ class Proxy:
             self._kept += [next(iterator) for _ in range(self.batches + self.steps - len(self._kept))]
         return self._kept[number]
 
-    def _step(self, model: nn.Module) -> TrainingStep:
-        config, plan = self.plan.config, self.plan
-        return TrainingStep(
-            model,
-            plan.loss.to(plan.device),
-            seed=self.seed,
-            num_classes=plan.num_classes,
-            label_drop=config.label_drop,
-            flip=config.flip,
-            precision=plan.recipe["precision"],
-            timesteps=config.timesteps,
-        )
-
     def loss(self, model: nn.Module) -> float:
         """Mean loss of `model` as it is."""
         model = model.to(self.plan.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        step = self._step(model)
+        step = make_step(self.plan, model, seed=self.seed)
         with torch.no_grad():
             return sum(float(step(self._batch(number))) for number in range(self.batches)) / self.batches
 
@@ -91,7 +78,7 @@ class Proxy:
             return self.loss(copy.deepcopy(model))
         model = copy.deepcopy(model).train()
         model = model.to(self.plan.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        step = self._step(model)
+        step = make_step(self.plan, model, seed=self.seed)
         optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=0.0, fused=True)
         with forked_generators(self.plan.device):
             for number in range(self.steps):
@@ -105,7 +92,7 @@ class Proxy:
     def accumulate_gradients(self, model: nn.Module) -> None:
         """Put the gradient of the loss on the scored triples into the parameters, for importance "taylor"."""
         model.zero_grad(set_to_none=True)
-        step = self._step(model.eval())
+        step = make_step(self.plan, model.eval(), seed=self.seed)
         for number in range(self.batches):
             step(self._batch(number)).backward()
 

@@ -26,7 +26,15 @@ from prunefast.tdc.similarity import similar_gradients
 from prunefast.tdc.space import Space
 from prunefast.train import TrainConfig, train
 from prunefast.train.ema import named_weights
-from prunefast.train.experts import FORMAT_VERSION, TDC_FILE, find_experts, group_folder, read_groups, read_tdc
+from prunefast.train.experts import (
+    FORMAT_VERSION,
+    TDC_FILE,
+    find_experts,
+    group_folder,
+    is_tdc_folder,
+    read_groups,
+    read_tdc,
+)
 from prunefast.train.state import find_checkpoint, list_checkpoints, load_initial_weights, load_weights
 from prunefast.train.step import derived_seed
 
@@ -227,6 +235,7 @@ class _Run:
             images=images,
             max_seconds=None,
             timesteps=self.groups.shares(group),
+            dynamic_prune_until=None,  # of these images, not of the base's
             lr=options.lr or config.lr,
             warmup_images=min(config.warmup_images, images // 20),
         )
@@ -333,6 +342,13 @@ class _Run:
             "fine_tuning": float(tuning),
             "single": float(images * image),
         }
+
+
+def base_state(checkpoint: Path, out: Path) -> dict[str, Any]:
+    """The state of the base network, or what `out` recorded of it (model, config, digest) once its checkpoints went."""
+    if is_tdc_folder(out):
+        return read_tdc(out)["base"]
+    return find_checkpoint(checkpoint)[1]
 
 
 def sampling_flops(folder: str | os.PathLike[str], sampler: str = "ddim", steps: int = 50) -> tuple[int, int]:

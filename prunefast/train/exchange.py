@@ -25,6 +25,7 @@ from prunefast.models.presets import PRESETS
 from prunefast.models.unet import AttentionBlock
 from prunefast.train.config import TrainConfig
 from prunefast.train.ema import Ema, copy_tensors, named_weights
+from prunefast.train.experts import is_tdc_folder
 from prunefast.train.optim import Updater
 from prunefast.train.state import _load_tensors, find_checkpoint, load_weights, save_checkpoint
 
@@ -90,6 +91,10 @@ def export_model(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: is there already and not empty; choose another folder")
+    if is_tdc_folder(Path(checkpoint)):
+        raise InputError(
+            f"{checkpoint}: holds a network a timestep group; export them one by one: {checkpoint}/group-1"
+        )
     path, state = find_checkpoint(checkpoint)
     scheduler = _scheduler(state["recipe"]["process"], state["recipe"]["prediction"])
     with torch.random.fork_rng(devices=[]):

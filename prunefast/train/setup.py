@@ -1,12 +1,13 @@
 """From a configuration to the parts of a run: the data it opens, the recipe it resolves to, what the loop drives."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunefast.data import ImageDataset, open_dataset
 from prunefast.diffusion import DenoisingLoss
@@ -161,6 +162,28 @@ class Parts:
     pruning: DynamicPruning | None
 
 
+def make_step(
+    plan: Plan,
+    network: nn.Module,
+    *,
+    seed: int | None = None,
+    observe: Callable[[Tensor, Tensor, Tensor], None] | None = None,
+) -> TrainingStep:
+    """The training step of a plan for `network` on its device; seed None: the run's."""
+    config = plan.config
+    return TrainingStep(
+        network,
+        plan.loss.to(plan.device),
+        seed=config.seed if seed is None else seed,
+        num_classes=plan.num_classes,
+        label_drop=config.label_drop,
+        flip=config.flip,
+        precision=plan.recipe["precision"],
+        timesteps=config.timesteps,
+        observe=observe,
+    )
+
+
 def build_parts(plan: Plan) -> Parts:
     """Everything on the device."""
     config, device = plan.config, plan.device
@@ -172,19 +195,12 @@ def build_parts(plan: Plan) -> Parts:
         n, fraction = len(plan.coreset), config.dynamic_prune
         pruning = DynamicPruning(n, config.seed, fraction=fraction, until=until, device=device)
     items = torch.tensor(plan.coreset.indices, dtype=torch.int64, device=device)  # ascending
-    step = TrainingStep(
-        network,
-        plan.loss.to(device),
-        seed=config.seed,
-        num_classes=plan.num_classes,
-        label_drop=config.label_drop,
-        flip=config.flip,
-        precision=plan.recipe["precision"],
-        timesteps=config.timesteps,
-        observe=None
-        if pruning is None
-        else lambda index, share, errors: pruning.observe(torch.searchsorted(items, index), share, errors),
-    )
+
+    def observe(index: Tensor, share: Tensor, errors: Tensor) -> None:
+        assert pruning is not None
+        pruning.observe(torch.searchsorted(items, index), share, errors)
+
+    step = make_step(plan, network, observe=None if pruning is None else observe)
     loader = CoresetLoader(
         plan.data,
         plan.coreset,

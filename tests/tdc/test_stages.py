@@ -202,5 +202,9 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["sample", f"{run}/tdc", "-n", "2", "--steps", "2", "-o", str(tmp_path / "s"), "--quiet"]) == 0
     assert main([*command, "--ask", "cat", "--quiet"]) == 2
     assert "go together" in capsys.readouterr().err
+    with pytest.raises(InputError, match="group-1"):
+        pf.export_model(f"{run}/tdc", tmp_path / "x")
+    shutil.rmtree(tmp_path / "r" / "train")  # the base is not needed any more
+    assert main([*command, "--quiet"]) == 0
     assert main(["tdc", str(tmp_path / "nothing"), "--quiet"]) == 2
     assert "there is no checkpoint" in capsys.readouterr().err
