@@ -56,6 +56,10 @@ _EXPORTS = {
     "TrainConfig": "prunefast.train",
     "train": "prunefast.train",
     "sample": "prunefast.train",
+    "export_model": "prunefast.train",
+    "import_model": "prunefast.train",
+    "tdc": "prunefast.tdc",
+    "TDCOptions": "prunefast.tdc",
     "evaluate": "prunefast.evaluate",
     "report": "prunefast.report",
     "PrunefastError": "prunefast.errors",
@@ -73,12 +77,15 @@ __all__ = [
     "DenoisingLoss",
     "InputError",
     "PrunefastError",
+    "TDCOptions",
     "TrainConfig",
     "__version__",
     "data",
     "diffusion",
     "embed",
     "evaluate",
+    "export_model",
+    "import_model",
     "models",
     "open_dataset",
     "ops",
@@ -87,6 +94,7 @@ __all__ = [
     "sample",
     "score",
     "select",
+    "tdc",
     "train",
 ]
 
@@ -105,7 +113,7 @@ class _Package(ModuleType):
     """`prunefast.score` is the function, whoever imported the sub-package of that name before.
 
     The import system binds every sub-package to its parent's attribute of the same name; for `score`, `select`,
-    `train`, `evaluate`, `report` and `reweight` that would hide the function.
+    `train`, `tdc`, `evaluate`, `report` and `reweight` that would hide the function.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -132,4 +140,5 @@ if TYPE_CHECKING:
     from prunefast.score import score
     from prunefast.select import Coreset, select
     from prunefast.stream import Batch, CoresetLoader, CoresetSampler
-    from prunefast.train import TrainConfig, sample, train  # type: ignore[no-redef]
+    from prunefast.tdc import TDCOptions, tdc  # type: ignore[no-redef]
+    from prunefast.train import TrainConfig, export_model, import_model, sample, train  # type: ignore[no-redef]

@@ -272,6 +272,33 @@ def train_run(config: TrainConfig, data: ImageDataset, coreset: Coreset, *, prog
     return Outcome(text, facts, result.repeated)
 
 
+def open_trained(
+    run: RunFolder,
+    state: Mapping[str, Any],
+    *,
+    data: str | None = None,
+    coreset: str | None = None,
+    **options: Any,
+) -> tuple[ImageDataset, Coreset]:
+    """The data and the coreset that a checkpoint of `run` was trained on, opened again: those given, those of the run,
+    or those its configuration names, in this order."""
+    config = state["config"]
+    if data is not None:
+        opened = open_dataset(data, **{**options, "image_size": options.get("image_size") or config.get("image_size")})
+    elif run.items.exists():
+        opened = open_run(run)
+    elif config.get("data"):
+        given = {key: options.get(key) or config.get(key) for key in ("split", "image_size")}
+        opened = open_dataset(config["data"], **{**options, **given})
+    else:
+        raise InputError(f"{run.path}: does not know its data; name what the network was trained on (--data)")
+    size = state["model"]["image_size"]
+    opened = opened if opened.image_size == size else opened.with_image_size(size)
+    known = [coreset, config.get("coreset"), str(run.coreset) if run.coreset.exists() else None]
+    path = next((entry for entry in known if entry), None)
+    return opened, Coreset.load(path, opened) if path else Coreset.full(opened)
+
+
 def sample_run(folder: Path, n: int, out: Path | None = None, *, progress: bool = False, **options: Any) -> Outcome:
     """FOLDER/samples (or `out`) from the newest checkpoint of FOLDER.
 

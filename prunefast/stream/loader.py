@@ -12,6 +12,7 @@ from prunefast.data.dataset import ImageDataset
 from prunefast.data.table import worker_count
 from prunefast.errors import InputError
 from prunefast.stream.draw import PLACES, Place, WeightedOrder, draw_fingerprint, make_draw
+from prunefast.stream.dynamic import DynamicPruning
 from prunefast.stream.order import (
     MAX_SEED,
     CoresetLike,
@@ -75,6 +76,9 @@ class CoresetLoader:
                        classes are drawn by weight. Both have the same expected loss (`prunefast.stream.draw`)
     groups       with class_weights: integers [N], the class of every image of `data`; default `data.labels`
 
+    pruning      leaves images out of every epoch by what was observed of them (`prunefast.stream.dynamic`); its state
+                 is saved beside this one's. Without an end, in one process; from "disk" nothing is read ahead
+
     The order depends on (seed, position) alone. `state_dict` counts images handed to the training loop, so that saving
     it there and loading it into a new loader goes on with the very next image, whatever was read ahead.
     Raises InputError for an empty coreset, one of another data set, or arguments out of range.
@@ -100,6 +104,7 @@ class CoresetLoader:
         class_weights: Any = None,
         class_weights_in: Place = "loss",
         groups: Any = None,
+        pruning: DynamicPruning | None = None,
     ):
         self.batch_size = check_whole("batch_size", batch_size, 1)
         self._multiplier = multiplier
@@ -120,6 +125,9 @@ class CoresetLoader:
         self._data = data
         self._fingerprint = str(coreset.fingerprint)
         self._order = EpochOrder(len(self._indices), self.seed, bool(shuffle))
+        self._pruning = pruning
+        if pruning is not None and (epochs is not None or world_size != 1 or not shuffle or start):
+            raise InputError("pruning: goes with epochs=None, shuffle=True, start=0 and one process only")
         self._position = Position(len(self._indices), epochs, start, rank, world_size)
         labels = np.full(len(self._indices), -1) if data.labels is None else data.labels[self._indices]
         weights = getattr(coreset, "weights", None)
@@ -132,6 +140,8 @@ class CoresetLoader:
             draw = make_draw(class_weights, data.labels if groups is None else groups, self._indices)
             if class_weights_in == "loss":
                 weights = weights * draw.image_factors()
+            elif pruning is not None:
+                raise InputError('pruning: chooses the images itself; leave class_weights_in at "loss"')
             else:
                 self._order = WeightedOrder(draw, self.seed, bool(shuffle))
                 self._fingerprint = draw_fingerprint(self._fingerprint, draw)
@@ -175,11 +185,22 @@ class CoresetLoader:
         pixels = self._resident
         shape = self._data.row_shape
         for positions in self._steps(end):
-            places = torch.from_numpy(self._order.at(positions))
+            chosen, factors = self._at(positions)
+            places = torch.from_numpy(chosen)
             rows = pixels.index_select(0, places.to(pixels.device)).view(len(places), *shape)
-            yield self._batch(rows, places, positions)
+            yield self._batch(rows, places, positions, factors)
+
+    def _at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Places in the coreset, and what they count beside their weight (None: 1)."""
+        return (self._order.at(positions), None) if self._pruning is None else self._pruning.at(positions)
 
     def _from_disk(self, end: int | None) -> Iterator[Batch]:
+        if self._pruning is not None:  # the next epoch is chosen by steps that are not done yet
+            for positions in self._steps(end):
+                places, factors = self._at(positions)
+                for _, images in self._data.batches(self._indices[places], len(places), self.threads):
+                    yield self._batch(torch.from_numpy(images), torch.from_numpy(places), positions, factors)
+            return
         waiting: list[tuple[np.ndarray, np.ndarray]] = []  # (positions, places) of what is being decoded
 
         def parts() -> Iterator[np.ndarray]:
@@ -192,15 +213,20 @@ class CoresetLoader:
             positions, places = waiting.pop(0)
             yield self._batch(torch.from_numpy(images), torch.from_numpy(places), positions)
 
-    def _batch(self, rows: torch.Tensor, places: torch.Tensor, positions: np.ndarray) -> Batch:
+    def _batch(
+        self, rows: torch.Tensor, places: torch.Tensor, positions: np.ndarray, factors: np.ndarray | None = None
+    ) -> Batch:
         """rows: [B, R, R, 3], or what the data set has; the permuted view is [B, 3, R, R] in channels_last already."""
         places = places.to(self.device)
+        weight = self._weights[places]
+        if factors is not None:
+            weight = weight * torch.from_numpy(factors).to(self.device)
         return Batch(
             images=rows.to(self.device).permute(0, 3, 1, 2),
             labels=self._labels[places],
             index=self._index[places],
             position=torch.from_numpy(positions).to(self.device),
-            weight=self._weights[places],
+            weight=weight,
         )
 
     def _load(self) -> torch.Tensor:
