@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from prunefast.data import arrays, cifar, expand, tar
+from prunefast.data import arrays, cifar, expand, native, tar
 from prunefast.data import zip as zip_format
 from prunefast.data.cache import CacheEntry, digest, file_signature
 from prunefast.data.dataset import ImageDataset, check_image_size
@@ -14,7 +14,7 @@ from prunefast.data.folder import list_folder
 from prunefast.data.listing import Listing
 from prunefast.data.storage import explain_read_error, open_for_reading, read_exactly
 from prunefast.data.table import build_table, load_cached, load_table, save_table
-from prunefast.errors import InputError
+from prunefast.errors import InputError, MachineError
 
 FORMATS = "an image folder, a tar (.gz, .xz, .bz2) or zip of images, CIFAR batches, or uint8 arrays (.npy, .npz)"
 
@@ -35,6 +35,7 @@ def open_dataset(
     on_error: Literal["raise", "skip"] = "raise",
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = False,
+    verify: bool | None = None,
 ) -> ImageDataset:
     """Open images at `path`: a folder, a tar or zip, CIFAR batches, or arrays; told apart by content, not by name.
 
@@ -47,6 +48,10 @@ def open_dataset(
     cache_dir   for item tables and expanded archives; default $PRUNEFAST_CACHE, else $XDG_CACHE_HOME/prunefast, else
                 ~/.cache/prunefast
     progress    show it on standard error
+    verify      check every record that is read against the checksum (xxh3) taken when the data set was first opened:
+                decoders give wrong pixels and no error for most single wrong bytes. None: where there are checksums;
+                they are taken unasked where all records have at most 4 GiB together. True: take them in any case (every
+                byte is then read once). False: neither taken nor checked.
 
     The first opening reads every image's header and keeps the item table in the cache; later ones check that nothing
     changed.
@@ -56,16 +61,28 @@ def open_dataset(
         raise InputError(f"on_error={on_error!r}: choose 'raise' or 'skip'")
     if split is not None and (not isinstance(split, str) or not split):
         raise InputError(f"split={split!r}: give the name of a split, 'all', or leave it out")
+    if verify not in (None, True, False):
+        raise InputError(f"verify={verify!r}: give True, False or None")
+    if verify and not native.available():
+        raise MachineError(
+            "verify=True: the native module prunefast._images does not load here; install prunefast again"
+        )
     side = check_image_size(image_size)
     place = _absolute(path)
     entry = CacheEntry(place, cache_dir)
     source = _recognise(place, split, entry, progress)
     signature = digest(source.signature, split or "", on_error)
     table_path = entry.folder / f"items-{digest(split or '')[:8]}-{on_error}.parquet"
-    found = load_cached(table_path, signature)
+    found = load_cached(table_path, signature, summed=verify is True)
     if found is None:
         found = build_table(
-            place, source.listing(), split=split, on_error=on_error, signature=signature, progress=progress
+            place,
+            source.listing(),
+            split=split,
+            on_error=on_error,
+            signature=signature,
+            progress=progress,
+            verify=verify,
         )
         try:
             with entry.locked():
@@ -78,7 +95,7 @@ def open_dataset(
         for file, size, _ in info.containers
         if os.path.dirname(file) == str(entry.folder)
     ]
-    return ImageDataset(table, info, image_size=side, notices=notices)
+    return ImageDataset(table, info, image_size=side, notices=notices, verify=verify is not False)
 
 
 def open_run_dataset(items_parquet: str | os.PathLike[str]) -> ImageDataset:

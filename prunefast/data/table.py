@@ -2,7 +2,8 @@
 
 Columns: key (string), label (int64 or null), container (dictionary of paths, null: the file root/key), offset, length
 (int64, bytes as they lie), width, height (int32, as the image comes out), expanded (int64 or null: size after raw
-deflate). JSON under the key "prunefast" of the file's metadata holds what is true of all rows, `TableInfo`.
+deflate), sum (uint64 or null: xxh3 of the bytes as they lie). JSON under the key "prunefast" of the file's metadata
+holds what is true of all rows, `TableInfo`.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prunefast.data import decode
+from prunefast.data import decode, native
 from prunefast.data.cache import digest
 from prunefast.data.listing import (
     IMAGE_SUFFIXES,
@@ -31,16 +32,20 @@ from prunefast.data.listing import (
     splits_of,
     wrapping_folder,
 )
+from prunefast.data.records import READ, RecordReader
 from prunefast.data.storage import MAX_ITEM_BYTES, Storage
 from prunefast.errors import InputError, PrunefastError
 from prunefast.files import atomic_path
 from prunefast.progress import progress as show_progress
 
-FORMAT_VERSION = 1  # of the table and of the rules that fill it; a table of another version is built again
+FORMAT_VERSION = 2  # of the table and of the rules that fill it; a table of another version is built again
+FINGERPRINT_VERSION = 1  # of what a fingerprint is made of: coresets belong to it
 METADATA_KEY = b"prunefast"
 DIGEST_KEY = b"prunefast-digest"  # parquet checks its pages, not its metadata
 FIX = "replace or delete it, or open with on_error='skip' (--on-error skip)"
 _CHUNK = 256  # images a task looks at: tasks stay short, their overhead small
+_SUM_CHUNK = 4096  # records summed in a native call: a second at most, so that Ctrl-C is heard
+AUTO_SUM_BYTES = 4 << 30  # up to here every record is read and summed unasked: seconds, where a header a record is read
 
 SCHEMA = pa.schema(
     [
@@ -52,6 +57,7 @@ SCHEMA = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("expanded", pa.int64()),
+        ("sum", pa.uint64()),
     ]
 )
 
@@ -86,9 +92,17 @@ def worker_count(threads: int | None) -> int:
 
 
 def build_table(
-    source: str, listing: Listing, *, split: str | None, on_error: str, signature: str, progress: bool
+    source: str,
+    listing: Listing,
+    *,
+    split: str | None,
+    on_error: str,
+    signature: str,
+    progress: bool,
+    verify: bool | None = None,
 ) -> tuple[pa.Table, TableInfo]:
-    """Apply the rules for splits, labels and keys, look at every image's header, and make the table.
+    """Apply the rules for splits, labels and keys, look at every image's header, and make the table, with sums where
+    `verify` asks for them (None: where all records together have at most `AUTO_SUM_BYTES`).
 
     With on_error="skip" every image is decoded in full, so that `skipped` is complete and later reads do not fail.
     """
@@ -120,7 +134,10 @@ def build_table(
         on_error=on_error,
         signature=signature,
     )
-    return _to_arrow(listing, width, height), info
+    sums = None
+    if native.available() and verify is not False and (verify or listing.length.sum() <= AUTO_SUM_BYTES):
+        sums = _sums(source, listing, info.containers, progress)
+    return _to_arrow(listing, width, height, sums), info
 
 
 def container_state(path: str) -> tuple[str, int, int]:
@@ -298,6 +315,21 @@ def _header(storage: Storage, row: int, whole: bool) -> decode.Header:
             limit *= 16
 
 
+def _sums(source: str, listing: Listing, containers: list[tuple[str, int, int]], progress: bool) -> np.ndarray:
+    """xxh3 of every record, uint64 [N]."""
+    count = len(listing)
+    storage = storage_of(listing.names, listing.root, containers, listing)
+    reader, sums = RecordReader(storage), np.empty(count, dtype=np.uint64)
+    with show_progress(f"summing {os.path.basename(source) or source}", count, "img", silent=not progress) as bar:
+        for start in range(0, count, _SUM_CHUNK):
+            items = np.arange(start, min(start + _SUM_CHUNK, count))
+            sums[items], status = reader.sums(items, worker_count(None))
+            for item in items[status != READ].tolist():  # the general way reads it after all, or says what is wrong
+                sums[item] = native.xxh3(storage.read_raw(item))
+            bar.advance(len(items))
+    return sums
+
+
 def storage_of(names: Sequence[str], root: str, containers: list[tuple[str, int, int]], columns: Listing) -> Storage:
     return Storage(names, root, containers, columns.container, columns.offset, columns.length, columns.expanded)
 
@@ -310,7 +342,7 @@ def _fingerprint(listing: Listing, classes: list[str]) -> str:
     times = b"" if listing.mtime_ns is None else listing.mtime_ns.tobytes()
     labels = b"" if listing.label is None else listing.label.tobytes()
     return digest(
-        f"prunefast-{FORMAT_VERSION}-{listing.layout}",
+        f"prunefast-{FINGERPRINT_VERSION}-{listing.layout}",
         "\0".join(listing.names),
         "\0".join(classes),
         labels,
@@ -320,7 +352,7 @@ def _fingerprint(listing: Listing, classes: list[str]) -> str:
     )
 
 
-def _to_arrow(listing: Listing, width: np.ndarray, height: np.ndarray) -> pa.Table:
+def _to_arrow(listing: Listing, width: np.ndarray, height: np.ndarray, sums: np.ndarray | None) -> pa.Table:
     count = len(listing)
 
     def column(values: np.ndarray | None, kind: pa.DataType, null: np.ndarray | None = None) -> pa.Array:
@@ -342,6 +374,7 @@ def _to_arrow(listing: Listing, width: np.ndarray, height: np.ndarray) -> pa.Tab
         pa.array(width),
         pa.array(height),
         column(expanded, pa.int64(), None if expanded is None else expanded < 0),
+        column(sums, pa.uint64()),
     ]
     return pa.Table.from_arrays(columns, schema=SCHEMA)
 
@@ -382,17 +415,21 @@ def load_table(path: str | os.PathLike[str]) -> tuple[pa.Table, TableInfo]:
     return table, info
 
 
-def load_cached(path: Path, signature: str) -> tuple[pa.Table, TableInfo] | None:
-    """The table at `path` if it is whole, of this state of the source, and the files it points to are as they were."""
+def load_cached(path: Path, signature: str, summed: bool = False) -> tuple[pa.Table, TableInfo] | None:
+    """The table at `path` if it is whole, of this state of the source, and the files it points to are as they were;
+    with `summed`, if it has sums.
+    """
     with contextlib.suppress(InputError, OSError):
         table, info = load_table(path)
+        if summed and table["sum"].null_count:
+            return None
         if info.signature == signature and all(container_state(c[0]) == tuple(c) for c in info.containers):
             return table, info
     return None
 
 
-def storage_of_table(table: pa.Table, info: TableInfo, keys: Sequence[str]) -> Storage:
-    """Reading by the places a table gives."""
+def storage_of_table(table: pa.Table, info: TableInfo, keys: Sequence[str], verify: bool = True) -> Storage:
+    """Reading by the places a table gives; with `verify`, checked against the sums it may have."""
     container = None
     if info.containers:
         column = _one_chunk(table["container"])
@@ -410,6 +447,7 @@ def storage_of_table(table: pa.Table, info: TableInfo, keys: Sequence[str]) -> S
         table["offset"].to_numpy(),
         table["length"].to_numpy(),
         expanded,
+        table["sum"].to_numpy() if verify and native.available() and not table["sum"].null_count else None,
     )
 
 
@@ -421,26 +459,26 @@ class Keys(Sequence[str]):
     """The keys of a table, as a sequence of str that makes strings only when asked for."""
 
     def __init__(self, column: pa.ChunkedArray):
-        self._column = _one_chunk(column)
+        self.column = _one_chunk(column)
 
     def __len__(self) -> int:
-        return len(self._column)
+        return len(self.column)
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         if isinstance(index, slice):
-            return self._column.take(pa.array(range(*index.indices(len(self))), pa.int64())).to_pylist()
+            return self.column.take(pa.array(range(*index.indices(len(self))), pa.int64())).to_pylist()
         index = int(index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"key {index} of {len(self)}")
-        return self._column[index].as_py()
+        return self.column[index].as_py()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._column.to_pylist())
+        return iter(self.column.to_pylist())
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Keys):
-            return self._column.equals(other._column)
-        return isinstance(other, Sequence) and not isinstance(other, str) and self._column.to_pylist() == list(other)
+            return self.column.equals(other.column)
+        return isinstance(other, Sequence) and not isinstance(other, str) and self.column.to_pylist() == list(other)
 
     def __hash__(self) -> int:
         return hash((len(self), self[0] if len(self) else None))
