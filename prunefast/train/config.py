@@ -23,7 +23,7 @@ from prunefast.files import read_json, write_text
 
 PRECISIONS = ("auto", "bf16", "fp32")
 OPTIMIZERS = ("adamw", "apex")
-PLACEMENTS = ("auto", "device", "memory", "disk")
+PLACEMENTS = ("auto", "device", "memory", "pack", "disk")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class TrainConfig:
     precision: str = "auto"  # "auto": bf16 autocast where the device has it in hardware; weights are float32 always
     compile: bool = False  # torch.compile the network: pays on GPUs and for long runs
     deterministic: bool = True  # on GPUs: only algorithms that repeat bit for bit (exact resume), at some speed
-    placement: str = "auto"  # where the loader keeps the images: "device", "memory", "disk"
+    placement: str = "auto"  # where the loader keeps the images: "device", "memory", "pack", "disk"
     threads: int | None = None  # decoding threads; None: the loader's choice
 
     # files
