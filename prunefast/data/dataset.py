@@ -15,6 +15,7 @@ from prunefast.data import decode, native
 from prunefast.data.buffers import Buffers
 from prunefast.data.cache import digest
 from prunefast.data.records import READ, RecordReader
+from prunefast.data.source import Source
 from prunefast.data.storage import Storage
 from prunefast.data.table import FIX, SCHEMA, Keys, TableInfo, save_table, storage_of_table, worker_count
 from prunefast.errors import InputError, InputTypeError
@@ -37,7 +38,7 @@ class ImageDataset:
     image_size   side R of the squares that `images` gives: asked for, else the size that all images share, else None
     fingerprint  hex digest of what the items are (not of where they lie): a coreset belongs to one fingerprint
     skipped      [(key, reason)] of what on_error="skip" left out
-    table        pyarrow.Table: key, label, container, offset, length, width, height, expanded, sum
+    table        pyarrow.Table: key, label, container, offset, length, width, height, expanded, sum, caption
     notices      lines worth telling a person, such as where an expanded copy lies
     """
 
@@ -50,6 +51,7 @@ class ImageDataset:
         pixels: np.ndarray | None = None,
         notices: Sequence[str] = (),
         verify: bool = True,
+        source: Source | None = None,
     ):
         self.table = table
         self.keys = Keys(table["key"])
@@ -59,7 +61,7 @@ class ImageDataset:
         self.notices = list(notices)
         self._info = info
         self._pixels = pixels  # uint8 [N, H, W, 3] of a data set in memory
-        self._storage: Storage = storage_of_table(table, info, self.keys, verify)
+        self._storage: Storage = storage_of_table(table, info, self.keys, verify, source)
         self._records = RecordReader(self._storage)
         if image_size is None and len(table) and _all_equal(self.widths) and _all_equal(self.heights):
             image_size = int(self.widths[0]) if self.widths[0] == self.heights[0] else None
@@ -84,6 +86,12 @@ class ImageDataset:
     @property
     def skipped(self) -> list[tuple[str, str]]:
         return self._info.skipped
+
+    @property
+    def captions(self) -> Sequence[str | None] | None:
+        """N texts (None where an image has none), from WebDataset, Parquet, Arrow or a `Source`; None without any."""
+        column = self.table["caption"]
+        return None if column.null_count == len(column) else Keys(column)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -374,6 +382,7 @@ def from_arrays(
             pa.array(np.full(count, height, dtype=np.int32)),
             pa.nulls(count, pa.int64()),
             pa.nulls(count, pa.uint64()),
+            pa.nulls(count, pa.string()),
         ],
         schema=SCHEMA,
     )

@@ -29,9 +29,9 @@ class RecordReader:
         return {"_storage": self._storage, "_folder": None, "_names": None}
 
     def handles(self, items: np.ndarray) -> bool:
-        """Whether the bytes of these items are those of their files: not of compressed archive members."""
+        """Whether the bytes of these items lie in files as they are: not of compressed archive members."""
         expanded = self._storage.expanded
-        return expanded is None or not (expanded[items] >= 0).any()
+        return self._storage.native and (expanded is None or not (expanded[items] >= 0).any())
 
     def announce(self, items: np.ndarray) -> None:
         """Tell the system what is read next. Nothing for a file an image: opening it twice costs more than it saves."""

@@ -105,6 +105,8 @@ class Storage:
     sums uint64 [N]: xxh3 of each item's bytes as they lie, which every reading is checked against; None: unknown.
     """
 
+    native = True  # the bytes lie in files as they are: the native module can read them
+
     def __init__(
         self,
         names: Sequence[str],

@@ -1,9 +1,9 @@
 """The item table: one row an image with its place and size, built once from a listing and kept as parquet.
 
-Columns: key (string), label (int64 or null), container (dictionary of paths, null: the file root/key), offset, length
-(int64, bytes as they lie), width, height (int32, as the image comes out), expanded (int64 or null: size after raw
-deflate), sum (uint64 or null: xxh3 of the bytes as they lie). JSON under the key "prunefast" of the file's metadata
-holds what is true of all rows, `TableInfo`.
+Columns: key (string), label (int64 or null), container (dictionary of paths, null: the file root/key), offset (of a
+`Source`: its number there), length (int64, bytes as they lie), width, height (int32, as the image comes out), expanded
+(int64 or null: size after raw deflate), sum (uint64 or null: xxh3 of the bytes as they lie), caption (string or null).
+JSON under the key "prunefast" of the file's metadata holds what is true of all rows, `TableInfo`.
 """
 
 import contextlib
@@ -32,8 +32,10 @@ from prunefast.data.listing import (
     splits_of,
     wrapping_folder,
 )
-from prunefast.data.records import READ, RecordReader
+from prunefast.data.records import OTHER, READ, RecordReader
+from prunefast.data.source import Source, SourceStorage
 from prunefast.data.storage import MAX_ITEM_BYTES, Storage
+from prunefast.data.webdataset import with_side_files
 from prunefast.errors import InputError, PrunefastError
 from prunefast.files import atomic_path
 from prunefast.progress import progress as show_progress
@@ -58,6 +60,7 @@ SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("expanded", pa.int64()),
         ("sum", pa.uint64()),
+        ("caption", pa.string()),
     ]
 )
 
@@ -106,7 +109,10 @@ def build_table(
 
     With on_error="skip" every image is decoded in full, so that `skipped` is complete and later reads do not fail.
     """
-    if listing.layout == "encoded":
+    if listing.all_images:
+        classes, chosen, skipped = _named_classes(source, listing), listing.split or "all", []
+        width, height, broken = _measure(source, listing, on_error, progress)
+    elif listing.layout == "encoded":
         listing, classes, chosen, skipped = _arrange(source, listing, split, on_error)
         width, height, broken = _measure(source, listing, on_error, progress)
     else:
@@ -134,8 +140,10 @@ def build_table(
         on_error=on_error,
         signature=signature,
     )
-    sums = None
-    if native.available() and verify is not False and (verify or listing.length.sum() <= AUTO_SUM_BYTES):
+    sums = listing.sums
+    if verify is False or not native.available():
+        sums = None
+    elif sums is None and (verify or listing.length.sum() <= AUTO_SUM_BYTES):
         sums = _sums(source, listing, info.containers, progress)
     return _to_arrow(listing, width, height, sums), info
 
@@ -155,6 +163,8 @@ def _arrange(
         other = sorted({os.path.splitext(name)[1] for name in listing.names} - {""})[:5]
         found = f" (but {', '.join(other)})" if other else ""
         raise InputError(f"{source}: {what}{found}; images are files named {' '.join(sorted(IMAGE_SUFFIXES))}")
+    if len(images) < len(listing):
+        listing = with_side_files(source, listing, [container_state(path) for path in listing.containers])
     if len(images) < len(listing):
         listing = listing.take(images)
     if prefix := wrapping_folder(listing.names):
@@ -185,11 +195,29 @@ def _arrange(
         listing.label, classes = labels_from_file(
             f"{source}: {prefix}{LABEL_FILE}", content, listing.names, chosen == "all" or not splits
         )
+    elif listing.label is not None:
+        classes = listing.classes
     else:
         labels, classes, outside = labels_from_names(source, listing.names, chosen)
         listing.label = labels
         drop(outside, "lies beside the class folders, not in one; move it")
     return listing, classes, chosen, skipped
+
+
+def _named_classes(source: str, listing: Listing) -> list[str]:
+    """The class names of a listing that has its own labels: those it gives, else the numbers. Labels are checked."""
+    if listing.label is None:
+        return []
+    if len(listing.label) != len(listing):
+        raise InputError(f"{source}: has {len(listing.label):,} labels for {len(listing):,} images")
+    low, high = (int(listing.label.min()), int(listing.label.max())) if len(listing) else (0, -1)
+    classes = listing.classes or [str(k) for k in range(high + 1)]
+    if low < -1 or high >= len(classes) or high >= 1 << 16:
+        raise InputError(f"{source}: labels go from {low} to {high}; there are {len(classes)} classes, from 0 on")
+    if high < 0:
+        listing.label = None
+        return []
+    return list(classes)
 
 
 def _is_utf8(name: str) -> bool:
@@ -320,10 +348,13 @@ def _sums(source: str, listing: Listing, containers: list[tuple[str, int, int]],
     count = len(listing)
     storage = storage_of(listing.names, listing.root, containers, listing)
     reader, sums = RecordReader(storage), np.empty(count, dtype=np.uint64)
+    threads = worker_count(None)
     with show_progress(f"summing {os.path.basename(source) or source}", count, "img", silent=not progress) as bar:
         for start in range(0, count, _SUM_CHUNK):
             items = np.arange(start, min(start + _SUM_CHUNK, count))
-            sums[items], status = reader.sums(items, worker_count(None))
+            status = np.full(len(items), OTHER)
+            if storage.native:
+                sums[items], status = reader.sums(items, threads)
             for item in items[status != READ].tolist():  # the general way reads it after all, or says what is wrong
                 sums[item] = native.xxh3(storage.read_raw(item))
             bar.advance(len(items))
@@ -331,6 +362,9 @@ def _sums(source: str, listing: Listing, containers: list[tuple[str, int, int]],
 
 
 def storage_of(names: Sequence[str], root: str, containers: list[tuple[str, int, int]], columns: Listing) -> Storage:
+    if columns.source is not None:
+        assert columns.rows is not None
+        return SourceStorage(columns.source, names, columns.rows, columns.length)
     return Storage(names, root, containers, columns.container, columns.offset, columns.length, columns.expanded)
 
 
@@ -369,14 +403,19 @@ def _to_arrow(listing: Listing, width: np.ndarray, height: np.ndarray, sums: np.
         pa.array(listing.names, pa.string()),
         column(listing.label, pa.int64()),
         container,
-        pa.array(listing.offset if listing.offset is not None else np.zeros(count, dtype=np.int64)),
+        pa.array(_first_given(listing.offset, listing.rows, np.zeros(count, dtype=np.int64))),
         pa.array(listing.length),
         pa.array(width),
         pa.array(height),
         column(expanded, pa.int64(), None if expanded is None else expanded < 0),
         column(sums, pa.uint64()),
+        pa.nulls(count, pa.string()) if listing.caption is None else pa.array(listing.caption, pa.string()),
     ]
     return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def _first_given(*arrays: np.ndarray | None) -> np.ndarray:
+    return next(array for array in arrays if array is not None)
 
 
 def save_table(path: str | os.PathLike[str], table: pa.Table, info: TableInfo) -> None:
@@ -428,8 +467,13 @@ def load_cached(path: Path, signature: str, summed: bool = False) -> tuple[pa.Ta
     return None
 
 
-def storage_of_table(table: pa.Table, info: TableInfo, keys: Sequence[str], verify: bool = True) -> Storage:
-    """Reading by the places a table gives; with `verify`, checked against the sums it may have."""
+def storage_of_table(
+    table: pa.Table, info: TableInfo, keys: Sequence[str], verify: bool = True, source: Source | None = None
+) -> Storage:
+    """Reading by the places a table gives, or from a source; with `verify`, checked against the sums it may have."""
+    sums = table["sum"].to_numpy() if verify and native.available() and not table["sum"].null_count else None
+    if source is not None:
+        return SourceStorage(source, keys, table["offset"].to_numpy(), table["length"].to_numpy(), sums)
     container = None
     if info.containers:
         column = _one_chunk(table["container"])
@@ -447,7 +491,7 @@ def storage_of_table(table: pa.Table, info: TableInfo, keys: Sequence[str], veri
         table["offset"].to_numpy(),
         table["length"].to_numpy(),
         expanded,
-        table["sum"].to_numpy() if verify and native.available() and not table["sum"].null_count else None,
+        sums,
     )
 
 

@@ -133,6 +133,7 @@ def _open(path: Path, data: ImageDataset, indices: np.ndarray, side: int) -> Ima
             pa.array(np.full(count, side, dtype=np.int32)),
             pa.nulls(count, pa.int64()),
             pa.array(sums) if native.available() and sums.any() else pa.nulls(count, pa.uint64()),
+            pa.nulls(count, pa.string()),
         ],
         schema=SCHEMA,
     )
