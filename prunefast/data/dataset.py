@@ -3,7 +3,7 @@
 import copy
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -22,6 +22,9 @@ from prunefast.errors import InputError, InputTypeError
 
 _MIN_TASK = 32  # images a decoding task has at least: below, handing it over costs as much as the work
 _BATCHES_AHEAD = 2  # decoded while the caller works on one
+
+
+Replace = Callable[[int, InputError], int]
 
 
 class ImageDataset:
@@ -173,14 +176,22 @@ class ImageDataset:
         return self.decode_ahead(parts, threads)
 
     def decode_ahead(
-        self, parts: Iterator[np.ndarray], threads: int | None = None, buffers: Buffers | None = None
+        self,
+        parts: Iterator[np.ndarray],
+        threads: int | None = None,
+        buffers: Buffers | None = None,
+        replace: "Replace | None" = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Like `batches` for index arrays of any order and size, which may go on for ever; images lie in `buffers`."""
+        """Like `batches` for index arrays of any order and size, which may go on for ever; images lie in `buffers`.
+
+        replace: called in a worker thread with an item that cannot be decoded and its error; gives the item to show in
+        its place, or raises.
+        """
         side = self._side()
-        return self._decode_ahead(parts, side, worker_count(threads), buffers or Buffers())
+        return self._decode_ahead(parts, side, worker_count(threads), buffers or Buffers(), replace)
 
     def _decode_ahead(
-        self, parts: Iterator[np.ndarray], side: int, threads: int, buffers: Buffers
+        self, parts: Iterator[np.ndarray], side: int, threads: int, buffers: Buffers, replace: "Replace | None"
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         pool = ThreadPoolExecutor(threads, thread_name_prefix="prunefast-decode")
         waiting: deque[tuple[np.ndarray, np.ndarray, list[Future[None]]]] = deque()
@@ -191,7 +202,8 @@ class ImageDataset:
             out = buffers.take((len(items), side, side, 3))
             step = max(_MIN_TASK, -(-len(items) // threads))
             tasks = [
-                pool.submit(self._fill, items[k : k + step], out[k : k + step]) for k in range(0, len(items), step)
+                pool.submit(self._fill_or_replace, items[k : k + step], out[k : k + step], replace)
+                for k in range(0, len(items), step)
             ]
             waiting.append((items, out, tasks))
 
@@ -258,6 +270,22 @@ class ImageDataset:
             return np.ascontiguousarray(rows.reshape(-1, channels, height, width).transpose(0, 2, 3, 1))
         images = rows.reshape(-1, height, width, channels)
         return images if channels == 3 else np.repeat(images, 3, axis=3)
+
+    def _fill_or_replace(self, items: np.ndarray, out: np.ndarray, replace: "Replace | None") -> None:
+        try:
+            self._fill(items, out)
+            return
+        except InputError:
+            if replace is None:
+                raise
+        for number in range(len(items)):
+            item, place = items[number : number + 1], out[number : number + 1]
+            while True:
+                try:
+                    self._fill(item, place)
+                    break
+                except InputError as error:
+                    item = np.array([replace(int(item[0]), error)])
 
     def _lie_ready(self, side: int) -> bool:
         """Whether every item's bytes are the side x side RGB square itself."""

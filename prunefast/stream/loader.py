@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from prunefast.stream.order import (
 )
 from prunefast.stream.pack import pack
 from prunefast.stream.placement import Placement, choose_placement
+from prunefast.stream.replacement import Replaced, Replacements
 
 _LOAD_BATCH = 256  # images decoded at a time into the resident tensor
 
@@ -69,6 +70,9 @@ class CoresetLoader:
                  "pack": like "disk", but from a file of decoded pixels, made at the first iteration of any loader of
                  these images (`prunefast.stream.pack`). Not chosen by "auto": it writes 3 R^2 bytes an image.
                  "auto": the first that fits; `.placement` and `.placement_reason` tell.
+    on_error     "raise": an image that cannot be read ends the iteration with an InputError that names it. "replace":
+                 another of its class is shown in its place, the same on all ranks, with a warning; `.replaced` lists
+                 them. An error all the same from 1 % of the coreset (and 10 images) on.
     memory_budget_bytes   what "auto" may use; default 20 % of free device memory, 50 % of free main memory
 
     The order depends on (seed, position) alone. `state_dict` counts images handed to the training loop, so that saving
@@ -91,6 +95,7 @@ class CoresetLoader:
         threads: int | None = None,
         device: torch.device | str | None = None,
         placement: Placement = "auto",
+        on_error: Literal["raise", "replace"] = "raise",
         memory_budget_bytes: int | None = None,
     ):
         self.batch_size = check_whole("batch_size", batch_size, 1)
@@ -125,6 +130,9 @@ class CoresetLoader:
         self._resident: torch.Tensor | None = None
         self._packed: ImageDataset | None = None
         self._buffers = Buffers()
+        if on_error not in ("raise", "replace"):
+            raise InputError(f"on_error={on_error!r}: choose 'raise' or 'replace'")
+        self._replacements = Replacements(data, self._indices, self.seed) if on_error == "replace" else None
 
     def __iter__(self) -> Iterator[Batch]:
         position = self._position
@@ -161,8 +169,8 @@ class CoresetLoader:
 
     def _from_disk(self, end: int | None) -> Iterator[Batch]:
         if self.placement == "pack" and self._packed is None:
-            self._packed = pack(self._data, self._indices, threads=self.threads)
-        data = self._packed or self._data
+            self._packed = pack(self._data, self._indices, threads=self.threads, replace=self._replacements)
+        data, replace = (self._packed, None) if self._packed else (self._data, self._replacements)
         waiting: list[tuple[np.ndarray, np.ndarray]] = []  # (positions, places) of what is being decoded
 
         def parts() -> Iterator[np.ndarray]:
@@ -171,7 +179,7 @@ class CoresetLoader:
                 waiting.append((positions, places))
                 yield self._indices[places] if self.placement == "disk" else places
 
-        for _, images in data.decode_ahead(parts(), self.threads, self._buffers):
+        for _, images in data.decode_ahead(parts(), self.threads, self._buffers, replace):
             positions, places = waiting.pop(0)
             yield self._batch(torch.from_numpy(images), torch.from_numpy(places), positions)
 
@@ -194,7 +202,8 @@ class CoresetLoader:
         where = self.device if self.placement == "device" else torch.device("cpu")
         pixels = torch.empty((count, side * side * 3), dtype=torch.uint8, device=where)
         done = 0
-        for items, images in self._data.batches(self._indices, _LOAD_BATCH, self.threads):
+        parts = (self._indices[start : start + _LOAD_BATCH] for start in range(0, count, _LOAD_BATCH))
+        for items, images in self._data.decode_ahead(parts, self.threads, replace=self._replacements):
             pixels[done : done + len(items)] = torch.from_numpy(images).view(len(items), -1)
             done += len(items)
         return pixels
@@ -206,6 +215,11 @@ class CoresetLoader:
         position = self._position
         mine = -(-(position.n * self._position.epochs - position.rank) // position.world_size)
         return -(-mine // self.batch_size)
+
+    @property
+    def replaced(self) -> list[Replaced]:
+        """Images that could not be read so far, what was shown instead, and why."""
+        return [] if self._replacements is None else self._replacements.all
 
     @property
     def position(self) -> int:

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from prunefast.data import native
 from prunefast.data.cache import CacheEntry, digest
-from prunefast.data.dataset import ImageDataset
+from prunefast.data.dataset import ImageDataset, Replace
 from prunefast.data.table import SCHEMA, TableInfo, container_state
 from prunefast.errors import InputError, MachineError
 from prunefast.files import atomic_path
@@ -42,11 +42,14 @@ def pack(
     *,
     threads: int | None = None,
     progress: bool = False,
+    replace: Replace | None = None,
 ) -> ImageDataset:
     """The images `indices` (int64 [n]) of `data` as a data set of raw pixels: item k is image indices[k].
 
     cache_dir   where packs are kept; default as for `open_dataset`
     threads     that decode
+    replace     for images that cannot be read, as `ImageDataset.decode_ahead` has it: `source_index` then says what is
+                shown. Packs made with and without it are two.
 
     The file is written under another name and renamed when it is whole, so a stopped or killed process leaves none;
     the next one begins again.
@@ -55,13 +58,19 @@ def pack(
     side = data.image_size
     if side is None:
         raise InputError(f"data: the images of {data.path} have different shapes; open it with image_size= (pixels)")
-    name = digest(f"prunefast-pack-{FORMAT_VERSION}-{DECODER_VERSION}", data.fingerprint, str(side), indices.tobytes())
+    name = digest(
+        f"prunefast-pack-{FORMAT_VERSION}-{DECODER_VERSION}",
+        data.fingerprint,
+        str(side),
+        str(replace is None),
+        indices.tobytes(),
+    )
     entry = CacheEntry(data.path or data.fingerprint, cache_dir)
     path = entry.folder / f"pack-{name}.safetensors"
     if not path.exists():
         with entry.locked():  # who waited here finds it made
             if not path.exists():
-                _write(path, data, indices, side, threads, progress)
+                _write(path, data, indices, side, threads, progress, replace)
     return _open(path, data, indices, side)
 
 
@@ -83,7 +92,15 @@ def _header(data: ImageDataset, indices: np.ndarray, side: int) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def _write(path: Path, data: ImageDataset, indices: np.ndarray, side: int, threads: int | None, progress: bool) -> None:
+def _write(
+    path: Path,
+    data: ImageDataset,
+    indices: np.ndarray,
+    side: int,
+    threads: int | None,
+    progress: bool,
+    replace: Replace | None,
+) -> None:
     needed = len(indices) * (side * side * 3 + 24) + 2 * ALIGNMENT_BYTES
     free = shutil.disk_usage(path.parent).free
     if needed + _SPARE_BYTES > free:
@@ -91,6 +108,14 @@ def _write(path: Path, data: ImageDataset, indices: np.ndarray, side: int, threa
             f"{path.parent}: a pack of {len(indices):,} images needs {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are "
             "free; free some, set PRUNEFAST_CACHE, or choose another placement"
         )
+    shown: dict[int, int] = {}
+
+    def remember(item: int, error: InputError) -> int:
+        assert replace is not None
+        shown[item] = replace(item, error)
+        return shown[item]
+
+    asked = None if replace is None else remember
     sums = np.zeros(len(indices), dtype=np.uint64)
     labels = np.full(len(indices), -1, dtype=np.int64) if data.labels is None else data.labels[indices]
     with (
@@ -100,14 +125,16 @@ def _write(path: Path, data: ImageDataset, indices: np.ndarray, side: int, threa
     ):
         file.write(_header(data, indices, side))
         done = 0
-        for _, images in data.batches(indices, _BATCH, threads):
+        parts = (indices[start : start + _BATCH] for start in range(0, len(indices), _BATCH))
+        for _, images in data.decode_ahead(parts, threads, replace=asked):
             file.write(images.data)
             if native.available():
                 for image in images:
                     sums[done] = native.xxh3(image.data)
                     done += 1
             bar.advance(len(images))
-        for column in (labels, indices.astype(np.int64), sums):
+        source_index = np.array([shown.get(item, item) for item in indices.tolist()], dtype=np.int64)
+        for column in (labels, source_index, sums):
             file.write(column.tobytes())
 
 

@@ -80,6 +80,7 @@ class TrainConfig:
     compile: bool = False  # torch.compile the network: pays on GPUs and for long runs
     deterministic: bool = True  # on GPUs: only algorithms that repeat bit for bit (exact resume), at some speed
     placement: str = "auto"  # where the loader keeps the images: "device", "memory", "pack", "disk"
+    on_unreadable: str = "raise"  # an image that cannot be read: "raise", or "replace" by another of its class
     threads: int | None = None  # decoding threads; None: the loader's choice
 
     # files
@@ -155,7 +156,7 @@ _NOT_RECIPE = frozenset(
     {
         *("out", "images", "max_seconds", "max_bad_steps"),
         *("data", "split", "coreset", "image_size", "class_conditional", "prediction", "class_weights", "precision"),
-        *("device", "compile", "deterministic", "placement", "threads"),
+        *("device", "compile", "deterministic", "placement", "on_unreadable", "threads"),
         *("checkpoint_every_images", "checkpoint_every_seconds", "keep_checkpoints", "status_every_images"),
     }
 )
@@ -394,6 +395,7 @@ _CHECKS: dict[str, typing.Callable[[str, Any], Any]] = {
     "compile": _flag,
     "deterministic": _flag,
     "placement": _Choice(PLACEMENTS),
+    "on_unreadable": _Choice(("raise", "replace")),
     "threads": _Optional(_Whole(1)),
     "status_every_images": _Whole(1),
     "checkpoint_every_images": _Optional(_Whole(1)),

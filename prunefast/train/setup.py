@@ -144,6 +144,7 @@ def build_parts(plan: Plan) -> Parts:
         seed=config.seed,
         threads=config.threads,
         device=device,
+        on_error=config.on_unreadable,  # type: ignore[arg-type]
         placement=config.placement,  # type: ignore[arg-type]  # one of its literals: TrainConfig checks
     )
     ema = Ema(model, config.ema_half_life_images, config.ema_ramp_up)

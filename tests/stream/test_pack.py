@@ -88,11 +88,11 @@ def test_a_killed_process_leaves_no_pack(data, tmp_path):
         "from prunefast.data import open_dataset, dataset\n"
         "from prunefast.stream.pack import pack\n"
         "data = open_dataset(sys.argv[1], image_size=12)\n"
-        "real = data.batches\n"
-        "def slow(*a):\n"
-        "    for item in real(*a):\n"
+        "real = data.decode_ahead\n"
+        "def slow(*a, **k):\n"
+        "    for item in real(*a, **k):\n"
         "        print('begun', flush=True); time.sleep(60); yield item\n"
-        "data.batches = slow\n"
+        "data.decode_ahead = slow\n"
         "pack(data, np.arange(30))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script, data.path], stdout=subprocess.PIPE, text=True)
