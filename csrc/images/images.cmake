@@ -8,6 +8,10 @@ add_library(prunefast_images STATIC csrc/images/records.cpp csrc/images/resample
 target_include_directories(prunefast_images PUBLIC csrc/include PRIVATE csrc/images)
 target_compile_options(prunefast_images PRIVATE -O3 -Wall -Wextra)
 target_link_libraries(prunefast_images PUBLIC Threads::Threads)
+if(PRUNEFAST_SANITIZE)
+  target_compile_options(prunefast_images PUBLIC -fsanitize=address,undefined -fno-sanitize-recover=all -g)
+  target_link_options(prunefast_images PUBLIC -fsanitize=address,undefined)
+endif()
 
 if(NOT PRUNEFAST_JPEG STREQUAL "OFF")
   find_package(JPEG QUIET)
