@@ -33,7 +33,7 @@ except ImportError as error:
 
 __version__ = "0.1.0"
 
-_ABI = 2
+_ABI = 3
 if _native.abi_version() != _ABI:
     raise ImportError(
         f"prunefast's native module has interface {_native.abi_version()}, the Python code expects {_ABI}: "
@@ -47,6 +47,8 @@ _EXPORTS = {
     "score": "prunefast.score",
     "select": "prunefast.select",
     "Coreset": "prunefast.select",
+    "reweight": "prunefast.reweight",
+    "ClassWeights": "prunefast.reweight",
     "CoresetLoader": "prunefast.stream",
     "CoresetSampler": "prunefast.stream",
     "Batch": "prunefast.stream",
@@ -64,6 +66,7 @@ _SUBMODULES = ("data", "diffusion", "models", "ops")
 
 __all__ = [
     "Batch",
+    "ClassWeights",
     "Coreset",
     "CoresetLoader",
     "CoresetSampler",
@@ -80,6 +83,7 @@ __all__ = [
     "open_dataset",
     "ops",
     "report",
+    "reweight",
     "sample",
     "score",
     "select",
@@ -101,7 +105,7 @@ class _Package(ModuleType):
     """`prunefast.score` is the function, whoever imported the sub-package of that name before.
 
     The import system binds every sub-package to its parent's attribute of the same name; for `score`, `select`,
-    `train`, `evaluate` and `report` that would hide the function.
+    `train`, `evaluate`, `report` and `reweight` that would hide the function.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -124,6 +128,7 @@ if TYPE_CHECKING:
     from prunefast.errors import InputError, PrunefastError
     from prunefast.evaluate import evaluate  # type: ignore[no-redef]
     from prunefast.report import report
+    from prunefast.reweight import ClassWeights, reweight  # type: ignore[no-redef]
     from prunefast.score import score
     from prunefast.select import Coreset, select
     from prunefast.stream import Batch, CoresetLoader, CoresetSampler

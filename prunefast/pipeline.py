@@ -21,16 +21,19 @@ from prunefast.evaluate import Evaluation, evaluate
 from prunefast.files import RunFolder, lock_folder, make_folder, read_json, remove_folder, remove_leftovers
 from prunefast.progress import format_seconds
 from prunefast.report import report
-from prunefast.score import METHODS, score
+from prunefast.reweight import reweight
+from prunefast.score import score
 from prunefast.score.features import check_features
+from prunefast.score.methods import find_method
 from prunefast.score.parquet_file import to_json
+from prunefast.score.surrogate import SURROGATES, Checkpoints, resolve_checkpoints, surrogate_score
 from prunefast.score.table import load_manifests, load_scores, save_scores
 from prunefast.select import Coreset, select
 from prunefast.select.selection import check_selection
 from prunefast.train import TrainConfig, sample, train
 from prunefast.train.sample import PROTOCOL_FILE, check_sampling
 from prunefast.train.setup import check_training
-from prunefast.train.state import list_checkpoints
+from prunefast.train.state import find_checkpoint, list_checkpoints
 
 # Clusters spread the budget over the data by themselves; the others choose inside each class where there are classes.
 GLOBAL_METHODS = ("clusters",)
@@ -133,9 +136,7 @@ def score_run(
     run: RunFolder, data: ImageDataset, method: str, *, per_class: bool | None = None, seed: int = 0, **options: Any
 ) -> Outcome:
     """One column of scores.parquet. per_class None: per class where the data has classes."""
-    if method not in METHODS:
-        raise InputError(f"method: {method!r} is not a score; there are {', '.join(METHODS)}")
-    chosen = METHODS[method]
+    chosen = find_method(method)
     per_class = data.labels is not None if per_class is None else per_class
     made = dataclasses.asdict(chosen.make_options(options))
     manifest = {"method": method, "options": made, "per_class": per_class, "seed": seed, "direction": chosen.direction}
@@ -151,6 +152,32 @@ def score_run(
         save_scores(run.scores, data, method, values, manifest)
     kind = "per class" if per_class and chosen.uses_classes else "over all images"
     return Outcome(f"{len(data):,} scores, {method}, {kind}", manifest, repeated)
+
+
+def surrogate_run(
+    run: RunFolder,
+    data: ImageDataset,
+    method: str,
+    checkpoint: Checkpoints | None,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    progress: bool = False,
+    **options: Any,
+) -> Outcome:
+    """One column of scores.parquet from a trained diffusion model (`SURROGATES`)."""
+    chosen = SURROGATES[method]
+    made = chosen.make_options(options)
+    paths = resolve_checkpoints(checkpoint, method)
+    manifest = {"method": method, "options": dataclasses.asdict(made), "seed": seed}
+    manifest |= {"checkpoints": [find_checkpoint(path)[1]["digest"] for path in paths]}
+    manifest |= {"direction": chosen.direction(made)}
+    known = load_manifests(run.scores, data).get(method) if run.scores.exists() else None
+    repeated = known is not None and _agrees(known, manifest)
+    if not repeated:
+        arguments = {"method": method, "seed": seed, "device": device, "progress": progress, **options}
+        save_scores(run.scores, data, method, surrogate_score(data, paths, **arguments), manifest)
+    return Outcome(f"{len(data):,} scores, {method}, {len(paths)} checkpoint(s)", manifest, repeated)
 
 
 def _open_finite(run: RunFolder, data: ImageDataset) -> np.ndarray:
@@ -215,6 +242,24 @@ def _refuse_if_trained(coreset_path: Path) -> None:
         raise InputError(
             f"{coreset_path}: a model was trained on this coreset; choose another -o folder, or delete {folder} first"
         )
+
+
+def reweight_run(
+    config: TrainConfig,
+    data: ImageDataset,
+    coreset: Coreset,
+    reference: str | os.PathLike[str],
+    *,
+    progress: bool = False,
+    **options: Any,
+) -> Outcome:
+    """OUT/class_weights.json, by a proxy in OUT/reweight. Continues a run that was stopped."""
+    path = RunFolder(config.out).class_weights
+    before = list_checkpoints(RunFolder(config.out).reweight)[:1]
+    weights = reweight(config, data, coreset, reference=reference, progress=progress, **options)
+    facts = {"class_weights": str(path), "average": dict(zip(weights.classes, weights.average.tolist(), strict=True))}
+    repeated = before != [] and before == list_checkpoints(RunFolder(config.out).reweight)[:1]
+    return Outcome(f"weights of {len(weights)} {weights.groups}: {path}", facts, repeated)
 
 
 def train_run(config: TrainConfig, data: ImageDataset, coreset: Coreset, *, progress: bool = False) -> Outcome:

@@ -25,6 +25,7 @@ COMMANDS = {
     "embed": "open a data set and compute its features",
     "score": "score every image from the features",
     "select": "keep a coreset under a budget",
+    "reweight": "find class weights: a proxy against a frozen reference",
     "train": "train a diffusion model on exactly the coreset",
     "sample": "sample images from a checkpoint",
     "evaluate": "compare samples with a reference: Frechet distance, KID, precision, recall, memorisation",

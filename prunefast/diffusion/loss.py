@@ -176,10 +176,10 @@ def _class_factor(class_weights: Any, class_frequencies: Any) -> Tensor | None:
         if class_frequencies is not None:
             raise InputError("class_frequencies only means something with class_weights")
         return None
-    weights = _distribution("class_weights", class_weights)
+    weights = distribution("class_weights", class_weights)
     if class_frequencies is None:
         return torch.from_numpy(weights * len(weights)).float()
-    frequencies = _distribution("class_frequencies", class_frequencies)
+    frequencies = distribution("class_frequencies", class_frequencies)
     if len(frequencies) != len(weights):
         raise InputError(f"class_frequencies has {len(frequencies)} classes, class_weights {len(weights)}")
     # a class that is never drawn has no image to weigh
@@ -187,7 +187,7 @@ def _class_factor(class_weights: Any, class_frequencies: Any) -> Tensor | None:
     return torch.from_numpy(factor).float()
 
 
-def _distribution(argument: str, value: Any) -> np.ndarray:
+def distribution(argument: str, value: Any) -> np.ndarray:
     """float64 [C] of non-negative numbers that sum to 1, from an array, a mapping or an object with `.average`."""
     value = getattr(value, "average", value)
     if isinstance(value, Tensor):

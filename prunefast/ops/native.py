@@ -11,6 +11,7 @@ from prunefast.ops.arrays import SEED_LIMIT
 
 WORDS, UNIFORM, NORMAL = 0, 1, 2  # prunefast_random_kind
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3}  # prunefast_dtype
+ROW_DTYPES = {torch.float32: 0, torch.float64: 4}
 
 
 def threads() -> int:
@@ -61,6 +62,28 @@ def class_sums(
     sizes = (x.shape[0], x.shape[1], x.stride(0), labels.data_ptr(), classes)
     _native.class_sums(x.data_ptr(), *sizes, sums.data_ptr(), counts.data_ptr(), onto is not None, threads())
     return sums, counts
+
+
+def _rows(x: torch.Tensor, rows: torch.Tensor | None) -> tuple:
+    count = x.shape[0] if rows is None else len(rows)
+    return (x.data_ptr(), ROW_DTYPES[x.dtype], count, x.shape[1], x.stride(0), address(rows), threads())
+
+
+def moments(x: torch.Tensor, rows: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Float64 mean and covariance (divisor N) of some rows of float32 or float64 x; None: of all."""
+    x = unit_rows(x)
+    mean = torch.empty(x.shape[1], dtype=torch.float64)
+    covariance = torch.empty((x.shape[1], x.shape[1]), dtype=torch.float64)
+    _native.moments(_rows(x, rows), mean.data_ptr(), covariance.data_ptr())
+    return mean, covariance
+
+
+def mahalanobis(x: torch.Tensor, rows: torch.Tensor | None, mean: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Float64 |L^-1 (x - mean)|^2 of some rows; `factor` L is lower triangular."""
+    x, mean, factor = unit_rows(x), mean.contiguous(), factor.contiguous()
+    squared = torch.empty(x.shape[0] if rows is None else len(rows), dtype=torch.float64)
+    _native.mahalanobis(_rows(x, rows), mean.data_ptr(), factor.data_ptr(), squared.data_ptr())
+    return squared
 
 
 def as_images(tensor: Any) -> Any:

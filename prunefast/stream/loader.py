@@ -11,6 +11,7 @@ from prunefast.data.buffers import Buffers
 from prunefast.data.dataset import ImageDataset
 from prunefast.data.table import worker_count
 from prunefast.errors import InputError
+from prunefast.stream.draw import PLACES, Place, WeightedOrder, draw_fingerprint, make_draw
 from prunefast.stream.order import (
     MAX_SEED,
     CoresetLike,
@@ -36,7 +37,7 @@ class Batch:
     labels    int64 [B], -1 where the data set has none
     index     int64 [B], which item of the data set
     position  int64 [B], which image of the whole stream, over all ranks and epochs: the key of everything random
-    weight    float32 [B], the coreset's
+    weight    float32 [B], the coreset's, times the class weights' where they act in the loss
     """
 
     images: torch.Tensor
@@ -74,6 +75,10 @@ class CoresetLoader:
                  another of its class is shown in its place, the same on all ranks, with a warning; `.replaced` lists
                  them. An error all the same from 1 % of the coreset (and 10 images) on.
     memory_budget_bytes   what "auto" may use; default 20 % of free device memory, 50 % of free main memory
+    class_weights   what each class counts for, [C] summing to 1 or `ClassWeights`; None: each image counts the same
+    class_weights_in   "loss": `Batch.weight` carries weight_c / p_c (p_c: share of class c in the coreset). "sampler":
+                       classes are drawn by weight. Both have the same expected loss (`prunefast.stream.draw`)
+    groups       with class_weights: integers [N], the class of every image of `data`; default `data.labels`
 
     The order depends on (seed, position) alone. `state_dict` counts images handed to the training loop, so that saving
     it there and loading it into a new loader goes on with the very next image, whatever was read ahead.
@@ -97,6 +102,9 @@ class CoresetLoader:
         placement: Placement = "auto",
         on_error: Literal["raise", "replace"] = "raise",
         memory_budget_bytes: int | None = None,
+        class_weights: Any = None,
+        class_weights_in: Place = "loss",
+        groups: Any = None,
     ):
         self.batch_size = check_whole("batch_size", batch_size, 1)
         self.seed = check_whole("seed", seed, 0, MAX_SEED)
@@ -122,6 +130,15 @@ class CoresetLoader:
         weights = np.ones(len(self._indices)) if weights is None else np.asarray(weights)
         if weights.shape != self._indices.shape:
             raise InputError(f"coreset: {weights.shape} weights for {len(self._indices):,} images")
+        if class_weights_in not in PLACES:
+            raise InputError(f"class_weights_in={class_weights_in!r}: choose one of {', '.join(PLACES)}")
+        if class_weights is not None:
+            draw = make_draw(class_weights, data.labels if groups is None else groups, self._indices)
+            if class_weights_in == "loss":
+                weights = weights * draw.image_factors()
+            else:
+                self._order = WeightedOrder(draw, self.seed, bool(shuffle))
+                self._fingerprint = draw_fingerprint(self._fingerprint, draw)
         self._labels = torch.from_numpy(labels.astype(np.int64)).to(self.device)
         self._weights = torch.from_numpy(weights.astype(np.float32)).to(self.device)
         self._index = torch.from_numpy(self._indices).to(self.device)

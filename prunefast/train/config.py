@@ -24,6 +24,8 @@ from prunefast.files import read_json, write_text
 PRECISIONS = ("auto", "bf16", "fp32")
 OPTIMIZERS = ("adamw", "apex")
 PLACEMENTS = ("auto", "device", "memory", "pack", "disk")
+CLASS_WEIGHTS_IN = ("loss", "sampler")
+CLASS_WEIGHTS_OF = ("classes", "clusters")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,8 @@ class TrainConfig:
     weighting: str = "uniform"
     weighting_gamma: float | None = None  # of "min_snr" and "p2"; None: the weighting's default
     class_weights: str | tuple[float, ...] | None = None  # class_weights.json, numbers in class order, or ClassWeights
+    class_weights_in: str = "loss"  # "loss": an image weighs weight / share of its class; "sampler": drawn so often
+    class_weights_of: str = "classes"  # "clusters": one weight for each cluster of the coreset
     flip: bool = True  # mirror half of the images left to right; False for digits and letters
 
     # optimisation
@@ -99,6 +103,8 @@ class TrainConfig:
                 put(field.name, check(field.name, getattr(self, field.name)))
         if self.images is None and self.max_seconds is None:
             raise InputError("images: say how long to train: images=..., max_seconds=..., or both")
+        groups = getattr(self.class_weights, "groups", self.class_weights_of)  # ClassWeights know whose they are
+        put("class_weights_of", _Choice(CLASS_WEIGHTS_OF)("class_weights_of", groups))
         put("class_weights", _class_weights("class_weights", self.class_weights))
 
     @classmethod
@@ -155,7 +161,8 @@ class TrainConfig:
 _NOT_RECIPE = frozenset(
     {
         *("out", "images", "max_seconds", "max_bad_steps"),
-        *("data", "split", "coreset", "image_size", "class_conditional", "prediction", "class_weights", "precision"),
+        *("data", "split", "coreset", "image_size", "class_conditional", "prediction", "precision"),
+        *("class_weights", "class_weights_in", "class_weights_of"),
         *("device", "compile", "deterministic", "placement", "on_unreadable", "threads"),
         *("checkpoint_every_images", "checkpoint_every_seconds", "keep_checkpoints", "status_every_images"),
     }
@@ -218,8 +225,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def read_class_weights(value: str | tuple[float, ...] | None, classes: Sequence[str]) -> list[float] | None:
-    """The class weights of a run as numbers in class order.
+def read_class_weights(
+    value: str | tuple[float, ...] | None, classes: Sequence[str], groups: str = "classes"
+) -> list[float] | None:
+    """The class weights of a run as numbers in class order; `groups`: of what ("classes" or "clusters").
 
     A file holds a list, or an object with "average" (a list in class order, as `ClassWeights` is saved) or with the
     class names as keys.
@@ -231,6 +240,9 @@ def read_class_weights(value: str | tuple[float, ...] | None, classes: Sequence[
     if isinstance(value, str):
         source, content = value, read_json(value)
         if isinstance(content, dict):
+            recorded = content.get("groups", groups) if "average" in content else groups
+            if recorded != groups:
+                raise InputError(f"{source}: holds weights of {recorded}; set class_weights_of to that")
             content = content.get("average", content)
         if isinstance(content, dict):
             missing = [name for name in classes if name not in content]
@@ -379,6 +391,7 @@ _CHECKS: dict[str, typing.Callable[[str, Any], Any]] = {
     "prediction": _Optional(_text),
     "weighting": _text,
     "weighting_gamma": _Optional(_Number(0.0, open_low=True)),
+    "class_weights_in": _Choice(CLASS_WEIGHTS_IN),
     "flip": _flag,
     "batch_size": _Whole(1),
     "optimizer": _Choice(OPTIMIZERS),

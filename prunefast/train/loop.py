@@ -8,7 +8,7 @@ run goes on counting where it stopped.
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,8 +82,14 @@ def train(
     if not isinstance(config, TrainConfig):
         raise InputTypeError(f"config is a {type(config).__name__}; give a TrainConfig")
     data, coreset = open_inputs(config, data, coreset)
-    plan = make_plan(config, data, coreset)
-    folder = RunFolder(config.out).train
+    return train_plan(make_plan(config, data, coreset), RunFolder(config.out).train, progress)
+
+
+def train_plan(
+    plan: Plan, folder: Path, progress: bool = False, make_run: Callable[..., "_Run"] | None = None
+) -> TrainResult:
+    """Begin or continue the run of `plan` in `folder`; `make_run`: another loop than `_Run`, called as it is."""
+    config = plan.config
     make_folder(folder)
     with lock_folder(folder, "training"):
         remove_leftovers(folder)
@@ -96,7 +102,7 @@ def train(
             if over and _was_summarised(folder, recorded["images"]):
                 return _result(folder, path, repeated=True)
         with forked_generators(plan.device), repeatable_algorithms(plan.device, config.deterministic):
-            run = _Run(plan, build_parts(plan), folder, found)
+            run = (make_run or _Run)(plan, build_parts(plan), folder, found)
             try:
                 run.train(progress)
             finally:
@@ -133,6 +139,10 @@ class _Run:
         self.config.dump(folder / "config.toml")
         self.metrics = MetricsLog(folder / "metrics.jsonl", offset)
         self.line_images, self.line_seconds = self.timed_images, self.seconds  # at the last line of metrics
+
+    def extra_state(self) -> dict[str, Any]:
+        """What a loop built on this one has in its checkpoints besides."""
+        return {}
 
     @property
     def end(self) -> int | None:
@@ -245,6 +255,7 @@ class _Run:
             "classes": list(self.plan.data.classes),
             "recipe": self.plan.recipe,
             "config": self.config.to_dict(),
+            **self.extra_state(),
         }
         parts = self.parts
         self.checkpoint = save_checkpoint(

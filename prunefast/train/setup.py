@@ -13,6 +13,7 @@ from prunefast.errors import InputError
 from prunefast.models import build_model, count_parameters
 from prunefast.select import Coreset
 from prunefast.stream import CoresetLoader
+from prunefast.stream.draw import make_draw
 from prunefast.train.config import TrainConfig, read_class_weights, recipe
 from prunefast.train.ema import Ema
 from prunefast.train.optim import Updater
@@ -48,7 +49,8 @@ def open_inputs(
         raise InputError("coreset: it was selected from another data set; select again from this one")
     if len(coreset) == 0:
         raise InputError("coreset: it keeps no image; keep more")
-    for key in ("class_conditional", "class_weights"):
+    needing = ["class_conditional"] + ["class_weights"] * (config.class_weights_of == "classes")
+    for key in needing:
         if getattr(config, key) not in (None, False, "auto") and data.labels is None:
             raise InputError(f"{key}: the data has no classes; leave it out, or open data with class folders")
     return data, coreset
@@ -69,6 +71,8 @@ class Plan:
     num_classes: int | None  # None: the network is unconditional
     model: nn.Module  # on the CPU
     recipe: dict[str, Any]
+    class_weights: list[float] | None = None
+    groups: np.ndarray | None = None  # int64 [N], what the class weights are of
 
     def continuing(self, recorded: dict[str, Any]) -> "Plan":
         """The plan for a run that began with the recipe `recorded`: it keeps its precision, should "auto" come out
@@ -81,13 +85,18 @@ class Plan:
 def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset) -> Plan:
     """Raises `InputError` for any option that does not go with the data or with another option."""
     device = pick_device(config.device)
-    class_weights = read_class_weights(config.class_weights, data.classes)
-    frequencies = None
-    if class_weights is not None:  # every image of the coreset is drawn equally often
-        counts = np.bincount(np.asarray(data.labels)[coreset.indices], minlength=len(data.classes))
-        frequencies = counts / counts.sum()
+    groups = weighted_groups(config, data, coreset)
+    names = data.classes if config.class_weights_of == "classes" else _cluster_names(groups)
+    class_weights = read_class_weights(config.class_weights, names, config.class_weights_of)
+    weighted: dict[str, Any] = {"class_weights": class_weights}
+    if class_weights is not None:
+        draw = make_draw(class_weights, groups, coreset.indices)
+        if config.class_weights_in != "loss":
+            weighted["class_weights_in"] = config.class_weights_in
+        if config.class_weights_of != "classes":
+            weighted["class_weights_of"] = draw.digest()
     weighting = pick_weighting(config.weighting, config.weighting_gamma)
-    loss = DenoisingLoss(config.process, config.prediction, weighting, class_weights, frequencies)
+    loss = DenoisingLoss(config.process, config.prediction, weighting)  # class weights act at the loader
     conditional = config.class_conditional is not False and data.labels is not None
     num_classes = len(data.classes) if conditional else None
     options: dict[str, Any] = {"num_classes": num_classes, "dropout": config.dropout, **config.model_options}
@@ -102,10 +111,23 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset) -> Plan
         image_size=data.image_size,
         num_classes=num_classes,
         prediction=loss.prediction,
-        class_weights=class_weights,
+        **weighted,
         precision=pick_precision(config.precision, device, count_parameters(model)),
     )
-    return Plan(config, data, coreset, device, loss, num_classes, model, resolved)
+    return Plan(config, data, coreset, device, loss, num_classes, model, resolved, class_weights, groups)
+
+
+def weighted_groups(config: TrainConfig, data: ImageDataset, coreset: Coreset) -> np.ndarray | None:
+    """int64 [N], the class or cluster that class weights are of; None where there is none."""
+    if config.class_weights_of == "classes":
+        return data.labels
+    if config.class_weights is not None and coreset.clusters is None:
+        raise InputError('class_weights_of: the coreset has no clusters; select with method="clusters"')
+    return coreset.clusters
+
+
+def _cluster_names(clusters: np.ndarray | None) -> list[str]:
+    return [] if clusters is None else [f"cluster {number}" for number in range(int(clusters.max()) + 1)]
 
 
 def check_training(config: TrainConfig, data: ImageDataset) -> None:
@@ -146,6 +168,9 @@ def build_parts(plan: Plan) -> Parts:
         device=device,
         on_error=config.on_unreadable,  # type: ignore[arg-type]
         placement=config.placement,  # type: ignore[arg-type]  # one of its literals: TrainConfig checks
+        class_weights=plan.class_weights,
+        class_weights_in=config.class_weights_in,  # type: ignore[arg-type]
+        groups=plan.groups,
     )
     ema = Ema(model, config.ema_half_life_images, config.ema_ramp_up)
     return Parts(model, step, ema, Updater(model, config), loader)

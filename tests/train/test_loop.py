@@ -526,3 +526,32 @@ def test_a_compiled_network_is_the_same_run(data, make_config, monkeypatch, tmp_
         not torch.equal(tensor, compiled["model.safetensors"][key])
         for key, tensor in compiled["ema.safetensors"].items()
     )
+
+
+def test_class_weights_in_the_loss_and_in_the_sampler(make_config, tmp_path):
+    """Unbalanced classes of very different loss, no step away from the first weights: the same mean loss."""
+    labels = np.arange(40) % 3
+    pixels = np.array([128, 160, 255], np.uint8)[labels][:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
+    data = from_arrays(pixels, labels, classes=["grey", "light", "white"])
+    coreset = Coreset.from_indices(data, np.flatnonzero((data.labels != 2) | (np.arange(40) < 12)))
+    counts = np.bincount(data.labels[coreset.indices], minlength=3)
+    assert counts[2] * 3 < counts[0]
+    means = {}
+    for place in ("loss", "sampler", "nowhere"):
+        weights = None if place == "nowhere" else (0.1, 0.2, 0.7)
+        options = {"class_weights": weights, "class_weights_in": "loss" if place == "nowhere" else place}
+        config = make_config(
+            **options, out=str(tmp_path / place), images=2400, batch_size=100, lr=0.0, dropout=0.0, process="flow"
+        )
+        train(config, data, coreset)
+        lines = lines_of(tmp_path / place)
+        means[place] = np.mean([line["loss"] for line in lines])
+    assert means["sampler"] == pytest.approx(means["loss"], rel=0.02)
+    assert means["nowhere"] < 0.8 * means["loss"]
+    recorded = [read_state(list_checkpoints(tmp_path / place / "train")[0])["recipe"] for place in means]
+    assert [r.get("class_weights_in") for r in recorded] == [None, "sampler", None]
+    moved = make_config(
+        class_weights=(0.1, 0.2, 0.7), out=str(tmp_path / "sampler"), images=2400, batch_size=100, process="flow"
+    )
+    with pytest.raises(InputError, match=r"holds a run with other options: .*class_weights_in"):
+        train(moved, data, coreset)

@@ -86,6 +86,14 @@ struct Kernels {
   double (*direct_inner)(const float* x, const float* y, int64_t columns);
   void (*add_row)(double* sum, const float* x, int64_t columns);
 
+  // Float64 products over panels of `panel` numbers. add_products: tile[i][j] += sum over d of left[d][i] right[d][j].
+  // substitute: solves block `column` (factor_rows columns) of values [column][row of the panel] by those in [begin, end),
+  // the factor being [column][factor_rows]; the last of them, end == column, ends it and adds its squares to `squared`.
+  int64_t panel, factor_rows;
+  void (*add_products)(double* tile, const double* left, const double* right, int64_t depth);
+  void (*substitute)(double* values, const double* factor, int64_t begin, int64_t end, int64_t column, bool last,
+                     double* squared);
+
   // Pixels of `channels` values side by side, the first at `offset` of each operand and at the start of `kept`, the
   // gradient of h (or null); channel arrays are padded to whole registers. Sums are added to.
   void (*norm_origin)(int32_t dtype, const void* x, int64_t channels, float* origin);
