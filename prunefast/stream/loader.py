@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from prunefast.data.buffers import Buffers
 from prunefast.data.dataset import ImageDataset
 from prunefast.data.table import worker_count
 from prunefast.errors import InputError
@@ -23,7 +24,9 @@ from prunefast.stream.order import (
     position_of,
     state_of,
 )
+from prunefast.stream.pack import pack
 from prunefast.stream.placement import Placement, choose_placement
+from prunefast.stream.replacement import Replaced, Replacements
 
 _LOAD_BATCH = 256  # images decoded at a time into the resident tensor
 
@@ -69,7 +72,12 @@ class CoresetLoader:
     device       of the batches; default the CPU
     placement    "device" or "memory": the coreset is decoded once, at the first iteration, into one uint8 tensor there.
                  "disk": each batch is read and decoded when its turn comes, ahead of the training loop.
+                 "pack": like "disk", but from a file of decoded pixels, made at the first iteration of any loader of
+                 these images (`prunefast.stream.pack`). Not chosen by "auto": it writes 3 R^2 bytes an image.
                  "auto": the first that fits; `.placement` and `.placement_reason` tell.
+    on_error     "raise": an image that cannot be read ends the iteration with an InputError that names it. "replace":
+                 another of its class is shown in its place, the same on all ranks, with a warning; `.replaced` lists
+                 them. An error all the same from 1 % of the coreset (and 10 images) on.
     memory_budget_bytes   what "auto" may use; default 20 % of free device memory, 50 % of free main memory
     class_weights   what each class counts for, [C] summing to 1 or `ClassWeights`; None: each image counts the same
     class_weights_in   "loss": `Batch.weight` carries weight_c / p_c (p_c: share of class c in the coreset). "sampler":
@@ -100,6 +108,7 @@ class CoresetLoader:
         threads: int | None = None,
         device: torch.device | str | None = None,
         placement: Placement = "auto",
+        on_error: Literal["raise", "replace"] = "raise",
         memory_budget_bytes: int | None = None,
         class_weights: Any = None,
         class_weights_in: Place = "loss",
@@ -151,11 +160,16 @@ class CoresetLoader:
         needed = len(self._indices) * math.prod(data.row_shape) * data.row_dtype.itemsize
         self.placement, self.placement_reason = choose_placement(placement, needed, self.device, memory_budget_bytes)
         self._resident: torch.Tensor | None = None
+        self._packed: ImageDataset | None = None
+        self._buffers = Buffers()
+        if on_error not in ("raise", "replace"):
+            raise InputError(f"on_error={on_error!r}: choose 'raise' or 'replace'")
+        self._replacements = Replacements(data, self._indices) if on_error == "replace" else None
 
     def __iter__(self) -> Iterator[Batch]:
         position = self._position
         end = position.end()
-        batches = self._from_disk(end) if self.placement == "disk" else self._from_memory(end)
+        batches = self._from_disk(end) if self.placement in ("disk", "pack") else self._from_memory(end)
         for batch in batches:
             # before the yield: the loop has this batch now
             position.value += self._images(position.value) * position.world_size
@@ -195,10 +209,17 @@ class CoresetLoader:
         return (self._order.at(positions), None) if self._pruning is None else self._pruning.at(positions)
 
     def _from_disk(self, end: int | None) -> Iterator[Batch]:
+        if self.placement == "pack" and self._packed is None:
+            self._packed = pack(self._data, self._indices, threads=self.threads, replace=self._replacements)
+        data, replace = (self._packed, None) if self._packed else (self._data, self._replacements)
+
+        def items_at(places: np.ndarray) -> np.ndarray:
+            return places if self._packed else self._indices[places]
+
         if self._pruning is not None:  # the next epoch is chosen by steps that are not done yet
             for positions in self._steps(end):
                 places, factors = self._at(positions)
-                for _, images in self._data.batches(self._indices[places], len(places), self.threads):
+                for _, images in data.decode_ahead(iter([items_at(places)]), self.threads, self._buffers, replace):
                     yield self._batch(torch.from_numpy(images), torch.from_numpy(places), positions, factors)
             return
         waiting: list[tuple[np.ndarray, np.ndarray]] = []  # (positions, places) of what is being decoded
@@ -207,9 +228,9 @@ class CoresetLoader:
             for positions in self._steps(end):
                 places = self._order.at(positions)
                 waiting.append((positions, places))
-                yield self._indices[places]
+                yield items_at(places)
 
-        for _, images in self._data.decode_ahead(parts(), self.threads):
+        for _, images in data.decode_ahead(parts(), self.threads, self._buffers, replace):
             positions, places = waiting.pop(0)
             yield self._batch(torch.from_numpy(images), torch.from_numpy(places), positions)
 
@@ -236,7 +257,8 @@ class CoresetLoader:
         kind = torch.from_numpy(np.empty(0, self._data.row_dtype)).dtype
         pixels = torch.empty((count, math.prod(self._data.row_shape)), dtype=kind, device=where)
         done = 0
-        for items, images in self._data.batches(self._indices, _LOAD_BATCH, self.threads):
+        parts = (self._indices[start : start + _LOAD_BATCH] for start in range(0, count, _LOAD_BATCH))
+        for items, images in self._data.decode_ahead(parts, self.threads, replace=self._replacements):
             pixels[done : done + len(items)] = torch.from_numpy(images).view(len(items), -1)
             done += len(items)
         return pixels
@@ -250,6 +272,11 @@ class CoresetLoader:
         position = self._position
         mine = -(-(position.n * self._position.epochs - position.rank) // position.world_size)
         return -(-mine // self.batch_size)
+
+    @property
+    def replaced(self) -> list[Replaced]:
+        """Images that could not be read so far, what was shown instead, and why."""
+        return [] if self._replacements is None else self._replacements.all
 
     @property
     def position(self) -> int:

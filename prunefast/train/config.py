@@ -24,7 +24,7 @@ from prunefast.files import read_json, write_text
 
 PRECISIONS = ("auto", "bf16", "fp32")
 OPTIMIZERS = ("adamw", "apex")
-PLACEMENTS = ("auto", "device", "memory", "disk")
+PLACEMENTS = ("auto", "device", "memory", "pack", "disk")
 CLASS_WEIGHTS_IN = ("loss", "sampler")
 CLASS_WEIGHTS_OF = ("classes", "clusters")
 
@@ -107,7 +107,8 @@ class TrainConfig:
     precision: str = "auto"  # "auto": bf16 autocast where the device has it in hardware; weights are float32 always
     compile: bool = False  # torch.compile the network: pays on GPUs and for long runs
     deterministic: bool = True  # on GPUs: only algorithms that repeat bit for bit (exact resume), at some speed
-    placement: str = "auto"  # where the loader keeps the images: "device", "memory", "disk"
+    placement: str = "auto"  # where the loader keeps the images: "device", "memory", "pack", "disk"
+    on_unreadable: str = "raise"  # an image that cannot be read: "raise", or "replace" by another of its class
     threads: int | None = None  # decoding threads; None: the loader's choice
 
     # files
@@ -189,7 +190,7 @@ _NOT_RECIPE = frozenset(
         *("data", "split", "coreset", "image_size", "class_conditional", "prediction", "precision"),
         *("class_weights", "class_weights_in", "class_weights_of"),
         *("init_from", "dynamic_prune_until"),
-        *("device", "compile", "deterministic", "placement", "threads"),
+        *("device", "compile", "deterministic", "placement", "on_unreadable", "threads"),
         *("checkpoint_every_images", "checkpoint_every_seconds", "keep_checkpoints", "status_every_images"),
     }
 )
@@ -485,6 +486,7 @@ _CHECKS: dict[str, typing.Callable[[str, Any], Any]] = {
     "compile": _flag,
     "deterministic": _flag,
     "placement": _Choice(PLACEMENTS),
+    "on_unreadable": _Choice(("raise", "replace")),
     "threads": _Optional(_Whole(1)),
     "status_every_images": _Whole(1),
     "checkpoint_every_images": _Optional(_Whole(1)),
