@@ -23,7 +23,7 @@ class Replaced:
 
 
 class Replacements:
-    """Chooses and remembers. The choice depends on the item and the coreset alone. Calls may come from several threads."""
+    """Chooses and remembers; by the item and the coreset alone. Calls may come from several threads."""
 
     def __init__(self, data: ImageDataset, indices: np.ndarray):
         self._data, self._indices = data, indices
