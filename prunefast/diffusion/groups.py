@@ -85,6 +85,8 @@ def groups_from_shares(process: Process, inner: Sequence[float]) -> TimestepGrou
         short = round(exact, 9)
         same = bool(process.sample_time(torch.tensor([short], dtype=torch.float64)) == time)
         edges.append(short if same else exact)
+    if len({0.0, *edges, 1.0}) < len(edges) + 2:
+        raise InputError(f"groups is {len(edges) + 1}: there are not times enough for so many; take fewer groups")
     return TimestepGroups(process, (0.0, *edges, 1.0))
 
 

@@ -125,6 +125,8 @@ def reweight(
     for key, given in {**other_losses, "learn_sigma": config.learn_sigma}.items():
         if given:
             raise InputError(f"{key}: the proxy's losses are of whole images and one prediction; leave it out")
+    if config.dynamic_prune is not None:
+        raise InputError("dynamic_prune: the proxy draws its images its own way; leave it out of its config")
     data, coreset = open_inputs(config, data, coreset)
     plan = make_plan(config, data, coreset)
     grouping = _grouping(groups, data, coreset)
