@@ -37,7 +37,7 @@ NEAREST = {"prunefast": ops.nearest, "torch": torch_nearest, "sklearn": sklearn_
 
 @pytest.mark.parametrize("who", NEAREST)
 @pytest.mark.parametrize(
-    ("n", "k", "d"), [(100_000, 1000, 128), (50_000, 1000, 512), (200_000, 10, 64), (100_000, 100, 64)]
+    ("n", "k", "d"), [(100_000, 1000, 128), (100_000, 1000, 512), (200_000, 10, 64), (200_000, 100, 64)]
 )
 def test_nearest(benchmark, who, n, k, d):
     benchmark.group = f"nearest {n} x {k} x {d}"
@@ -57,9 +57,10 @@ KNN = {"prunefast": lambda x, k: ops.topk(x, x, k, exclude_self=True), "torch": 
 
 
 @pytest.mark.parametrize("who", KNN)
-def test_self_knn(benchmark, who):
-    benchmark.group = "self-kNN k=10, 20000 x 256"
-    benchmark.pedantic(KNN[who], (rows(20_000, 256, 0), 10), rounds=3, warmup_rounds=1)
+@pytest.mark.parametrize(("n", "d"), [(20_000, 256), (50_000, 512)])
+def test_self_knn(benchmark, who, n, d):
+    benchmark.group = f"self-kNN k=10, {n} x {d}"
+    benchmark.pedantic(KNN[who], (rows(n, d, 0), 10), rounds=3)
 
 
 def sklearn_kmeans(x, start):
@@ -67,17 +68,29 @@ def sklearn_kmeans(x, start):
     return cluster.KMeans(len(start), init=start.numpy(), n_init=1, max_iter=20, tol=0).fit(x.numpy())
 
 
+def faiss_kmeans(x, start):
+    faiss = pytest.importorskip("faiss")
+    options = faiss.ClusteringParameters()
+    options.niter, options.max_points_per_centroid = 20, len(x)
+    clustering = faiss.Clustering(x.shape[1], len(start), options)
+    faiss.copy_array_to_vector(start.numpy().ravel(), clustering.centroids)
+    clustering.train(x.numpy(), faiss.IndexFlatL2(x.shape[1]))
+    return clustering
+
+
 KMEANS = {
     "prunefast": lambda x, start: ops.kmeans(x, len(start), init=start, iterations=20),
     "sklearn": sklearn_kmeans,
+    "faiss": faiss_kmeans,
 }
 
 
 @pytest.mark.parametrize("who", KMEANS)
-def test_kmeans(benchmark, who):
-    benchmark.group = "k-means 20000 x 256, 200 clusters, 20 iterations"
-    x = rows(20_000, 256, 0)
-    benchmark.pedantic(KMEANS[who], (x, x[:200].clone()), rounds=3, warmup_rounds=1)
+@pytest.mark.parametrize(("n", "d", "k"), [(20_000, 256, 200), (50_000, 512, 1000)])
+def test_kmeans(benchmark, who, n, d, k):
+    benchmark.group = f"k-means {n} x {d}, {k} clusters, 20 iterations"
+    x = rows(n, d, 0)
+    benchmark.pedantic(KMEANS[who], (x, x[:k].clone()), rounds=3)
 
 
 def sklearn_gaussian(x):

@@ -47,7 +47,7 @@ PYBIND11_MODULE(_native, m) {
   });
   m.def("topk", [](uintptr_t x, uintptr_t y, int64_t rows, int64_t others, int64_t columns, int64_t x_row_stride,
                    int64_t y_row_stride, int64_t k, bool inner, bool certify, bool exclude_self, uintptr_t index,
-                   uintptr_t distance, int32_t threads) {
+                   uintptr_t distance, uintptr_t sums, uintptr_t counts, int32_t threads) {
     const prunefast_topk_args args = {pointer<float>(x),
                                       pointer<float>(y),
                                       rows,
@@ -61,7 +61,9 @@ PYBIND11_MODULE(_native, m) {
                                       exclude_self,
                                       threads,
                                       pointer<int64_t>(index),
-                                      pointer<float>(distance)};
+                                      pointer<float>(distance),
+                                      pointer<double>(sums),
+                                      pointer<int64_t>(counts)};
     run([&] { return prunefast_topk(&args); });
   });
   m.def("class_sums", [](uintptr_t x, int64_t rows, int64_t columns, int64_t x_row_stride, uintptr_t labels,

@@ -73,7 +73,10 @@ typedef struct {
   int32_t threads;
   int64_t* index;  /* out, contiguous [rows, k], nearest first, ties to the smallest index */
   float* distance; /* out, contiguous [rows, k], from direct float64 differences */
+  double* sums;    /* null, or with k = 1, as in prunefast_class_sums with `add`: rows by their nearest, */
+  int64_t* counts; /* while the caches hold them; [others, columns] and [others] */
 } prunefast_topk_args;
+/* PRUNEFAST_OUT_OF_RANGE: a value of x is NaN or infinite. y must be finite. */
 PRUNEFAST_API int32_t prunefast_topk(const prunefast_topk_args* args);
 
 /* sums[c] += rows of x with label c, added in their order in float64; sums: contiguous [classes, columns], counts:
