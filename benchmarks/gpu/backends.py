@@ -30,8 +30,10 @@ def forced(backend: str, rehearse: bool) -> Iterator[str]:
     if backend == "cuda":
         yield "native core, in place of CUDA C++"
         return
-    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is first imported
     import torch
+
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        raise RuntimeError("TRITON_INTERPRET=1 must be set before Triton is imported")
 
     with replaced(torch.cuda, "device", lambda device: contextlib.nullcontext()):
         _redirect()

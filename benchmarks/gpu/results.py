@@ -49,6 +49,7 @@ def write_atomic(path: Path, content: bytes, scratch: Path | None = None) -> Non
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -31,7 +31,7 @@ def environment(job: Job) -> dict[str, str]:
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "PYTHONUNBUFFERED": "1",
-        "PRUNEFAST_REHEARSAL": "1" if job.rehearse else "",
+        **({"PRUNEFAST_REHEARSAL": "1", "TRITON_INTERPRET": "1"} if job.rehearse else {}),
         "PRUNEFAST_CACHE": str(job.folder("cache")),
         "TRITON_CACHE_DIR": str(job.folder("triton")),
         "TORCHINDUCTOR_CACHE_DIR": str(job.folder("inductor")),
