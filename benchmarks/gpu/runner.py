@@ -1,4 +1,4 @@
-"""Stages one after the other, each against its clock, its units in processes that may die."""
+"""Stages one after the other, each against its clock, its units in a process that may die."""
 
 import contextlib
 import dataclasses
@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +39,8 @@ def environment(job: Job) -> dict[str, str]:
     }
 
 
-def planned(units: list[Unit], left: float) -> Iterator[tuple[Unit, bool]]:
-    """Units in their order, and whether each fits into what the ones before it leave of `left` seconds."""
-    for unit in units:
-        fits = unit.seconds <= left
-        yield unit, fits
-        if fits:
-            left -= unit.seconds
-
-
 def run_stage(name: str, job: Job, results: Results, limit: float) -> None:
-    """All units of a stage, or those that fit."""
+    """The units of a stage in their order; one that does not fit into the time left makes room for those after it."""
     stage = stages.load(name)
     started = time.time()
     job = dataclasses.replace(job, deadline=started + limit - GRACE)
@@ -59,95 +50,95 @@ def run_stage(name: str, job: Job, results: Results, limit: float) -> None:
         results.add(name, row, time.time() - started)
 
     say(f"\n== {name}, {limit:.0f} s")
-    waiting = list(stage.units(job))
-    while waiting:
-        fitting = []
-        for unit, fits in planned(waiting, job.left if not job.rehearse else float("inf")):
-            if fits:
-                fitting.append(unit)
-            else:
-                reason = f"needs about {unit.seconds:.0f} s, {max(job.left, 0):.0f} s are left of the stage"
-                add({"unit": unit.name, "status": "skipped", "reason": reason})
-        waiting = run_units(name, job, fitting, add)
+    waiting, worker = list(stage.units(job)), None
+    try:
+        while waiting and job.left > 0:
+            unit = next((unit for unit in waiting if job.rehearse or unit.seconds <= job.left), None)
+            if unit is None:
+                break
+            waiting.remove(unit)
+            worker = worker or Worker(name, job)
+            if not worker.run(unit, add):
+                worker.end()
+                worker = None
+    finally:
+        if worker is not None:
+            worker.end()
+    for unit in waiting:
+        reason = f"needs about {unit.seconds:.0f} s, {max(job.left, 0):.0f} s were left of the stage"
+        add({"unit": unit.name, "status": "skipped", "reason": reason})
     results.finish(name, time.time() - started)
     for line in table_lines(table_of(stage, results.rows(name))):
         print(line, flush=True)
 
 
-def run_units(stage: str, job: Job, units: list[Unit], add: Any) -> list[Unit]:
-    """Runs units in one worker; returns those that still wait when it died or the clock ran out of one of them."""
-    if not units:
-        return []
-    read, write = os.pipe()
-    log = Path(job.out) / LOG
-    room = log.stat().st_size < LOG_BYTES if log.exists() else True
-    command = [sys.executable, "-P", "-m", "gpu.worker", str(write), stage, job.to_json()]
-    with open(log if room else os.devnull, "ab") as output:
-        worker = subprocess.Popen(
-            [*command, *(unit.name for unit in units)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            pass_fds=[write],
-            env=environment(job),
-            cwd=job.work,
-            start_new_session=True,
-        )
-    os.close(write)
-    running: str | None = None
-    ended = 0
-    try:
-        for message in messages(read, job, worker):
-            if "begin" in message:
-                running = message["begin"]
-                say(f"   {running}")
-            elif "row" in message:
+class Worker:
+    """A process of worker.py: it is told units one by one and tells rows."""
+
+    def __init__(self, stage: str, job: Job):
+        self.job = job
+        self._read, write = os.pipe()
+        log = Path(job.out) / LOG
+        full = log.exists() and log.stat().st_size > LOG_BYTES // 2
+        command = [sys.executable, "-P", "-m", "gpu.worker", str(write), stage, job.to_json()]
+        with open(os.devnull if full else log, "ab") as output:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=[write],
+                env=environment(job),
+                cwd=job.work,
+                start_new_session=True,
+            )
+        os.close(write)
+
+    def run(self, unit: Unit, add: Callable[[dict[str, Any]], None]) -> bool:
+        """Adds the rows of a unit as they come. Whether the process can take another."""
+        say(f"   {unit.name}")
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(unit.name.encode() + b"\n")
+            self._process.stdin.flush()
+        for message in self._messages():
+            if "row" in message:
                 add(message["row"])
-            elif "end" in message:
-                running, ended = None, ended + 1
-        timed_out = worker.poll() is None and job.left <= 0
-    finally:
-        os.close(read)
-        end(worker)
-    rest = units[ended:]
-    if running is None and (worker.returncode == 0 or (not rest)):
-        return []
-    if running is None and ended == 0 and not timed_out:
-        for unit in rest:
-            add({"unit": unit.name, "status": "failed", "reason": f"the worker ended with {worker.returncode}: {LOG}"})
-        return []
-    if running is not None:
-        status = "stopped" if timed_out else "failed"
-        reason = "the time of the stage was over" if timed_out else f"the process ended with {worker.returncode}: {LOG}"
-        add({"unit": running, "status": status, "reason": reason})
-        rest = rest[1:]
-    return rest
+            else:
+                return message["usable"]
+        if self.job.left <= 0:
+            add({"unit": unit.name, "status": "stopped", "reason": "the time of the stage was over"})
+        else:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
+            reason = f"its process ended with {self._process.returncode}; see {LOG}"
+            add({"unit": unit.name, "status": "failed", "reason": reason})
+        return False
 
+    def _messages(self) -> Iterator[dict[str, Any]]:
+        """Until the process ends or the stage's time is over."""
+        buffer = b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._read, selectors.EVENT_READ)
+            while self.job.left > 0:
+                if not selector.select(min(self.job.left, 1.0)):
+                    continue
+                part = os.read(self._read, 1 << 16)
+                if not part:
+                    return
+                *lines, buffer = (buffer + part).split(b"\n")
+                for line in lines:
+                    yield json.loads(line)
 
-def messages(read: int, job: Job, worker: subprocess.Popen) -> Iterator[dict[str, Any]]:
-    """What the worker tells, until it ends or the stage's time is over."""
-    buffer = b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(read, selectors.EVENT_READ)
-        while job.left > 0:
-            if not selector.select(min(job.left, 0.5)):
-                continue
-            part = os.read(read, 1 << 16)
-            if not part:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    worker.wait(5)
-                return
-            *lines, buffer = (buffer + part).split(b"\n")
-            for line in lines:
-                yield json.loads(line)
-
-
-def end(worker: subprocess.Popen) -> None:
-    """The worker and what it started."""
-    if worker.poll() is None:
+    def end(self) -> None:
+        """The process and what it started; its memory on the device is free afterwards."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(worker.pid, signal.SIGKILL)
-    worker.wait()
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        os.close(self._read)
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
 
 
 def run(names: list[str], job: Job, results: Results, minutes: float | None) -> bool:
@@ -164,7 +155,9 @@ def run(names: list[str], job: Job, results: Results, minutes: float | None) -> 
             if left < 2 * GRACE:
                 say(f"\n== {name}: left out, {max(left, 0):.0f} s of --minutes {minutes:g} are left")
                 continue
-            run_stage(name, job, results, min(stages.load(name).LIMIT, LONGEST, left))
+            # a rehearsal shares its processor with others: only the end of the job cuts it short
+            limit = LONGEST if job.rehearse else min(stages.load(name).LIMIT, LONGEST)
+            run_stage(name, job, results, min(limit, left))
     except Stop as signal_name:
         say(f"stopped by {signal_name}; the rows so far are in {results.path}")
         return False

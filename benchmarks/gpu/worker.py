@@ -1,8 +1,8 @@
-"""The process that runs units of one stage: `python -m gpu.worker DESCRIPTOR STAGE JOB UNIT...`.
+"""The process that runs units of one stage: `python -m gpu.worker DESCRIPTOR STAGE JOB`.
 
-Messages to that file descriptor, a line each: {"begin": UNIT}, {"row": {...}}, {"end": UNIT}. What is printed goes to the
-log. A unit that raises gives a row; one that leaves the device unusable ends the process, and the runner starts another
-for the units after it.
+Reads names of units, a line each, and answers on the file descriptor with {"row": {...}} lines and {"usable": true} at the
+end of each unit. What is printed goes to the log. A unit that raises gives a row; one that leaves the device unusable
+says so, and the runner starts another process for the units after it.
 """
 
 import ctypes
@@ -18,14 +18,9 @@ from gpu import stages
 from gpu.job import Job, Skip
 from gpu.results import clean
 
-BROKEN_DEVICE = 70  # exit status
-
-
 def die_with_parent() -> None:
     """Also when the parent is killed outright: nothing of the job stays behind on the device."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; Linux
-    if os.getppid() == 1:
-        sys.exit(1)
 
 
 def device_is_usable() -> bool:
@@ -40,18 +35,19 @@ def device_is_usable() -> bool:
     return True
 
 
-def main(arguments: list[str]) -> int:
+def main(descriptor: str, stage_name: str, job_text: str) -> None:
     die_with_parent()
-    descriptor, stage_name, job_text, *units = arguments
     stage, job = stages.load(stage_name), Job.from_json(job_text)
-    messages = os.fdopen(int(descriptor), "w", buffering=1)
+    messages = os.fdopen(int(descriptor), "w")
+    units = os.fdopen(os.dup(0))
+    with open(os.devnull) as nothing:  # for the programs that a unit starts
+        os.dup2(nothing.fileno(), 0)
 
     def tell(**message: object) -> None:
         messages.write(json.dumps(clean(message)) + "\n")
         messages.flush()
 
-    for name in units:
-        tell(begin=name)
+    while name := units.readline().strip():
         started = time.monotonic()
         try:
             for row in stage.run(job, name):
@@ -62,14 +58,10 @@ def main(arguments: list[str]) -> int:
             traceback.print_exc()
             reason = f"{type(error).__name__}: {str(error).strip() or 'no text'}".splitlines()[0][:300]
             tell(row={"unit": name, "status": "failed", "reason": reason})
-            if not device_is_usable():
-                tell(end=name)
-                return BROKEN_DEVICE
+        importlib.invalidate_caches()  # the build installs packages
         print(f"{stage_name} {name}: {time.monotonic() - started:.1f} s", flush=True)
-        tell(end=name)
-        importlib.invalidate_caches()
-    return 0
+        tell(usable=device_is_usable())
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(*sys.argv[1:])
