@@ -34,7 +34,7 @@ def scores_kernel(
     DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One tile of scores, in units of the row's scale times y's. One dimension of programs: the second ends at 65,535."""
+    """One tile of scores, in units of the row's scale times y's. One dimension of programs: others end at 65,535."""
     tiles = tl.cdiv(others, COLUMNS)
     row = (tl.program_id(0) // tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) % tiles * COLUMNS + tl.arange(0, COLUMNS)

@@ -4,8 +4,6 @@ With --rehearse everything runs at tiny sizes on a CPU. docs/gpu.md explains sta
 """
 
 import argparse
-import os
-import socket
 import sys
 from pathlib import Path
 
@@ -107,6 +105,4 @@ def importable() -> bool:
 
 
 if __name__ == "__main__":
-    socket.setdefaulttimeout(10)
-    os.umask(0o022)
     sys.exit(main())

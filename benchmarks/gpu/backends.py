@@ -13,7 +13,7 @@ INTERPRETED = ("denoising_loss", "add_noise", "philox", "topk", "group_norm_silu
 def forced(backend: str, rehearse: bool) -> Iterator[str]:
     """Inside, operators of the job's device run `backend`: "cuda" or "triton". Yields what really runs.
 
-    In a rehearsal the native core stands in for "cuda", and Triton's interpreter runs the kernels of "triton" on the CPU.
+    In a rehearsal the native core stands in for "cuda", and Triton's interpreter runs the kernels of "triton".
     """
     if not rehearse:
         from prunefast.ops import cuda
@@ -42,6 +42,17 @@ def forced(backend: str, rehearse: bool) -> Iterator[str]:
             yield "Triton's interpreter"
         finally:
             _Redirected.on = False
+
+
+def interpreter_runs_loops() -> bool:
+    """Triton 3.6 makes a number of an array of one for the bounds of a run-time loop; NumPy from 2.5 on refuses that."""
+    import numpy as np
+
+    try:
+        int(np.zeros(1))
+    except TypeError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -67,7 +67,11 @@ def denoising_loss(device: torch.device, small: bool) -> Found:
             what = f"{shape} {dtype} {layout} {'philox' if philox else 'tensor'}"
             yield f"{what}: per sample", error_of(per_sample, true), 1e-5
             wanted = (true * weight.double()).mean()
-            yield f"{what}: loss", abs(float(loss - wanted)) / float((true * weight.double()).abs().mean()), 1e-5
+            yield (
+                f"{what}: loss",
+                abs(float((loss - wanted).detach())) / float((true * weight.double()).abs().mean()),
+                1e-5,
+            )
             residual = loss_truth(pred, x0, noise, a, b)[1] * pred.numel() / 2
             each = pred[0].numel()
             factor = spread(weight.double()) * 2 / pred.numel()
@@ -99,14 +103,14 @@ def loss_options(device: torch.device, small: bool) -> Found:
         pred = rand(shape, device).requires_grad_()
         options = {"labels": labels, "num_classes": 7, "reference_per_sample": reference}
         place = {"boxes": (corner, 12, 15), "flip": flip}
-        crop = torch.stack([
-            (x.flip(-1) if m else x)[:, r : r + 12, c : c + 15]
-            for x, m, (r, c) in zip(x0, flip.tolist(), corner.tolist(), strict=True)
-        ])
-        position = torch.arange(4, device=device) + 2**33
-        loss, per_sample, excess, count = ops.denoising_loss(
-            pred, x0, (3, position), a, b, weight, **options, **place
+        crop = torch.stack(
+            [
+                (x.flip(-1) if m else x)[:, r : r + 12, c : c + 15]
+                for x, m, (r, c) in zip(x0, flip.tolist(), corner.tolist(), strict=True)
+            ]
         )
+        position = torch.arange(4, device=device) + 2**33
+        _, per_sample, excess, count = ops.denoising_loss(pred, x0, (3, position), a, b, weight, **options, **place)
         true = _loss(pred, crop, (3, position), a, b)
         what = f"{x_type} {'channels_last' if last else 'contiguous'}"
         yield f"{what}: cropped", error_of(per_sample, true), 1e-5
@@ -123,19 +127,25 @@ def loss_options(device: torch.device, small: bool) -> Found:
     pred, noise = rand((6, 37), device).requires_grad_(), rand((6, 1), device).expand(6, 37)
     x0 = rand((37, 6), device).T
     a, b = rand((2, 6), device)
-    loss, per_sample = ops.denoising_loss(pred, x0, noise, a, b)
+    _, per_sample = ops.denoising_loss(pred, x0, noise, a, b)
     wanted = (pred.double() - a.double()[:, None] * x0.double() - b.double()[:, None] * noise.double()).square().mean(1)
     yield "two dimensions, expanded noise, transposed data", error_of(per_sample, wanted), 1e-5
     nan = rand(shape, device)
     nan[1, 0, 0, 0] = torch.nan
     found = ops.denoising_loss(nan, rand(shape, device), rand(shape, device), 1.0, 1.0)[1]
-    yield "NaN passes through, in its sample only", float((torch.isnan(found) != (torch.arange(4, device=device) == 1)).sum()), 0
+    yield (
+        "NaN passes through, in its sample only",
+        float((torch.isnan(found) != (torch.arange(4, device=device) == 1)).sum()),
+        0,
+    )
 
 
 @check
 def add_noise(device: torch.device, small: bool) -> Found:
     shapes = SHAPES[1:3] if small else SHAPES
-    for shape, dtype, philox in itertools.product(shapes, (torch.float32, torch.bfloat16, torch.float16), (False, True)):
+    for shape, dtype, philox in itertools.product(
+        shapes, (torch.float32, torch.bfloat16, torch.float16), (False, True)
+    ):
         noise = (11, whole(0, 2**40, shape[:1], device)) if philox else rand(shape, device, seed=1)
         alpha, sigma = rand((2, shape[0]), device)
         flip = torch.arange(shape[0], device=device) % 2 == 0
@@ -186,7 +196,9 @@ def _brute(x, y, k, exclude_self=False, inner=False):
 
 @check
 def nearest(device: torch.device, small: bool) -> Found:
-    sizes = ((1, 1, 1), (17, 3, 2), (65, 64, 33), (130, 127, 64)) + (() if small else ((1000, 513, 100), (257, 1025, 512)))
+    sizes = ((1, 1, 1), (17, 3, 2), (65, 64, 33), (130, 127, 64)) + (
+        () if small else ((1000, 513, 100), (257, 1025, 512))
+    )
     for rows, others, columns in sizes:
         x = whole(-4, 5, (rows, columns), device).float()  # small whole numbers: every product is exact, ties are many
         y = whole(-4, 5, (others, columns), device, seed=1).float()
@@ -253,7 +265,9 @@ def kmeans(device: torch.device, small: bool) -> Found:
 
 @check
 def group_norm_silu(device: torch.device, small: bool) -> Found:
-    shapes = ((2, 32, 5, 7, 8), (1, 64, 1, 1, 4), (3, 96, 9, 3, 4)) + (() if small else ((4, 512, 16, 16, 32), (2, 40, 33, 31, 10)))
+    shapes = ((2, 32, 5, 7, 8), (1, 64, 1, 1, 4), (3, 96, 9, 3, 4)) + (
+        () if small else ((4, 512, 16, 16, 32), (2, 40, 33, 31, 10))
+    )
     for *shape, groups in shapes:
         for dtype, modulated in itertools.product((torch.float32, torch.bfloat16, torch.float16), (True, False)):
             for layout, x in layouts(3 + rand(shape, device, dtype)).items():
@@ -268,12 +282,16 @@ def group_norm_silu(device: torch.device, small: bool) -> Found:
                 what = f"{shape} / {groups} {dtype} {layout}{' modulated' if modulated else ''}"
                 tolerance = 3 * TOLERANCE[dtype]
                 yield f"{what}: y", error_of(y, true), tolerance
-                for name, dy in (("stride 0", torch.ones((), device=device, dtype=dtype).expand(shape)),
-                                 ("strided", layouts(rand(shape, device, dtype, seed=5))["strided"])):
+                for name, dy in (
+                    ("stride 0", torch.ones((), device=device, dtype=dtype).expand(shape)),
+                    ("strided", layouts(rand(shape, device, dtype, seed=5))["strided"]),
+                ):
                     found = torch.autograd.grad(y, (x, *tensors), dy, retain_graph=True)
                     wanted = torch.autograd.grad(true, leaves, dy.double(), retain_graph=True)
                     scale = max(float(w.abs().max()) for w in wanted[:1])
-                    for part, mine, other in zip(("x", "weight", "bias", "scale", "shift"), found, wanted, strict=False):
+                    for part, mine, other in zip(
+                        ("x", "weight", "bias", "scale", "shift"), found, wanted, strict=False
+                    ):
                         # a sum that cancels is judged by the size of its terms
                         floor = scale * mine.numel() ** 0.5 * 0.1
                         norm = max(float(torch.linalg.vector_norm(other)), floor)

@@ -84,9 +84,13 @@ def problem(row: dict[str, Any]) -> str:
 
 def ceilings(rows: Rows) -> str:
     lines = [
-        [row["what"], f"{row['mb']} MB" if "mb" in row else f"{row['side']}^3",
-         f"{row['GB/s']:,.0f} GB/s" if "GB/s" in row else f"{row['TFLOP/s']:,.0f} TFLOP/s"]
-        for row in rows if "what" in row
+        [
+            row["what"],
+            f"{row['mb']} MB" if "mb" in row else f"{row['side']}^3",
+            f"{row['GB/s']:,.0f} GB/s" if "GB/s" in row else f"{row['TFLOP/s']:,.0f} TFLOP/s",
+        ]
+        for row in rows
+        if "what" in row
     ]
     return markdown(["ceiling", "size", "measured"], lines) if lines else ""
 
@@ -98,7 +102,9 @@ def check(rows: Rows) -> str:
             continue
         worst = row.get("worst", row.get("error", row.get("wrong_values", row.get("errors"))))
         text = (row.get("failures") or row.get("first") or [row.get("reason", "")])[:1]
-        lines.append([row["unit"], row.get("check", ""), row["status"], figure(row.get("cases"), "d"), figure(worst), *text])
+        lines.append(
+            [row["unit"], row.get("check", ""), row["status"], figure(row.get("cases"), "d"), figure(worst), *text]
+        )
     return markdown(["unit", "check", "status", "comparisons", "worst", "what"], lines) if lines else ""
 
 
@@ -107,12 +113,24 @@ def micro(rows: Rows) -> str:
     for row in rows:
         if "prediction" in row:
             met = "met" if row["met"] else "**missed**"
-            verdicts.append([row["case"], row["who"], f"{row['prediction']} >= {row['predicted']:g}", figure(row["measured"]), met])
+            verdicts.append(
+                [row["case"], row["who"], f"{row['prediction']} >= {row['predicted']:g}", figure(row["measured"]), met]
+            )
         elif "ms" in row:
             share = f"{100 * row['of copy']:.0f} %" if "of copy" in row else ""
             product = f"{row['TFLOP/s']:.3g} ({100 * row['of product']:.0f} %)" if "TFLOP/s" in row else ""
             error = "" if row.get("error") is None else figure(row["error"], ".1e")
-            lines.append([row["case"], row["who"], figure(row["ms"], ".4g"), figure(row["call_ms"], ".4g"), share, product, error])
+            lines.append(
+                [
+                    row["case"],
+                    row["who"],
+                    figure(row["ms"], ".4g"),
+                    figure(row["call_ms"], ".4g"),
+                    share,
+                    product,
+                    error,
+                ]
+            )
         else:
             lines.append([row.get("case", row["unit"]), row.get("who", ""), problem(row), "", "", "", ""])
     text = ""
@@ -128,11 +146,18 @@ def throughput(rows: Rows) -> str:
         if "images_per_second" not in row:
             lines.append([row["unit"], problem(row), "", "", "", "", "", ""])
             continue
-        lines.append([
-            f"{row['network']}, batch {row['batch']}", row["loop"], f"{row['images_per_second']:,.0f}",
-            f"{100 * row['mfu']:.1f} %" if "mfu" in row else "", figure(row.get("memory_gb")),
-            f"{row['first_step_seconds']:.1f}", figure(row.get("host_waits")), f"{100 * row['device_busy']:.0f} %",
-        ])
+        lines.append(
+            [
+                f"{row['network']}, batch {row['batch']}",
+                row["loop"],
+                f"{row['images_per_second']:,.0f}",
+                f"{100 * row['mfu']:.1f} %" if "mfu" in row else "",
+                figure(row.get("memory_gb")),
+                f"{row['first_step_seconds']:.1f}",
+                figure(row.get("host_waits")),
+                f"{100 * row['device_busy']:.0f} %",
+            ]
+        )
     header = ["network", "loop", "img/s", "MFU", "GB", "first step, s", "waits a step", "device busy"]
     return markdown(header, lines) if lines else ""
 

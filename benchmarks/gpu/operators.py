@@ -1,7 +1,7 @@
 """Operators as cases: inputs, ours, peers, the float64 formula, the least traffic and work, what was predicted.
 
-`cases` lists them in order of worth; in a rehearsal the same kinds at sizes for a CPU. The stage micro compares with the
-formula on fresh inputs and times every entry of `case.ours` and `case.peers`.
+`cases` lists them in order of worth; in a rehearsal the same kinds at sizes for a CPU. The stage micro compares with
+the formula on fresh inputs and times every entry of `case.ours` and `case.peers`.
 """
 
 import importlib.util

@@ -96,7 +96,7 @@ class PlainLoop:
 
 
 def diffusers_step(images: torch.Tensor, batch: int, small: bool) -> Callable[[], None]:
-    """A step as in diffusers' train_unconditional.py, with bf16 autocast and its EMA: google/ddpm-cifar10-32's network."""
+    """A step of diffusers' train_unconditional.py with bf16 autocast and its EMA; google/ddpm-cifar10-32's network."""
     from diffusers import DDPMScheduler, UNet2DModel
     from diffusers.training_utils import EMAModel
 

@@ -1,4 +1,4 @@
-"""Looks at a training loop from inside: called at the begin of every step, it times, counts waits, profiles, and ends it."""
+"""Looks at a training loop from inside: called at the begin of each step it times, counts waits, profiles, ends it."""
 
 import contextlib
 import time
@@ -102,6 +102,7 @@ class Probe:
         top = sorted(times.items(), key=lambda item: -item[1])[:KERNELS]
         self.result["device_busy"] = total / wall
         self.result["profile"] = [
-            {"kernel": key[:100], "share": spent / max(total, 1e-9), "ms": spent / 1e3 / self.profiled} for key, spent in top
+            {"kernel": key[:100], "share": spent / max(total, 1e-9), "ms": spent / 1e3 / self.profiled}
+            for key, spent in top
         ]
         raise Enough

@@ -174,8 +174,7 @@ def table_of(stage: Any, rows: list[dict[str, Any]]) -> list[list[str]]:
     problems = [row for row in rows if row["status"] != "ok"]
     lines = stage.table([row for row in rows if row["status"] in ("ok", "bad")]) if hasattr(stage, "table") else []
     if not lines:
-        lines = [["unit", "status", "what"]] + [[row["unit"], row["status"], short(row)] for row in rows]
-        return lines
+        return [["unit", "status", "what"], *([row["unit"], row["status"], short(row)] for row in rows)]
     width = len(lines[0])
     lines += [[row["unit"], row["status"], row.get("reason", "")[:90]][:width] for row in problems if "reason" in row]
     return lines

@@ -22,9 +22,7 @@ def main(backend: str, device_name: str) -> None:
             for last in (torch.contiguous_format, torch.channels_last):
                 pred = rand(shape, device, torch.bfloat16).contiguous(memory_format=last).requires_grad_()
                 for noise in ((1, position), rand(shape, device)):
-                    loss, *_ = ops.denoising_loss(
-                        pred, x0, noise, a, b, labels=labels, num_classes=3, flip=flip
-                    )
+                    loss, *_ = ops.denoising_loss(pred, x0, noise, a, b, labels=labels, num_classes=3, flip=flip)
                     loss.backward()
                     ops.add_noise(x0, a, b, noise, flip=flip, coordinates=True, memory_format=last)
         ops.randn_philox((3, 1001), 5, torch.arange(3, device=device))

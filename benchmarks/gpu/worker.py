@@ -1,8 +1,8 @@
 """The process that runs units of one stage: `python -m gpu.worker DESCRIPTOR STAGE JOB`.
 
-Reads names of units, a line each, and answers on the file descriptor with {"row": {...}} lines and {"usable": true} at the
-end of each unit. What is printed goes to the log. A unit that raises gives a row; one that leaves the device unusable
-says so, and the runner starts another process for the units after it.
+Reads names of units, a line each, and answers on the file descriptor with lines {"row": {...}}, and {"usable": true} at
+the end of each unit. What is printed goes to the log. A unit that raises gives a row; one that leaves the device
+unusable says so, and the runner starts another process for the units after it.
 """
 
 import ctypes
@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -18,9 +19,22 @@ from gpu import stages
 from gpu.job import Job, Skip
 from gpu.results import clean
 
+
 def die_with_parent() -> None:
     """Also when the parent is killed outright: nothing of the job stays behind on the device."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; Linux
+
+
+def forbid_network() -> None:
+    """The machine has none: a rehearsal that reaches for it fails here already."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: object) -> None:
+        if self.family != socket.AF_UNIX and not (isinstance(address, tuple) and address[0] in ("127.0.0.1", "::1")):
+            raise OSError(f"the GPU machine has no network: {address}")
+        connect(self, address)  # type: ignore[arg-type]
+
+    socket.socket.connect = guarded  # type: ignore[method-assign]
 
 
 def device_is_usable() -> bool:
@@ -38,6 +52,8 @@ def device_is_usable() -> bool:
 def main(descriptor: str, stage_name: str, job_text: str) -> None:
     die_with_parent()
     stage, job = stages.load(stage_name), Job.from_json(job_text)
+    if job.rehearse:
+        forbid_network()
     messages = os.fdopen(int(descriptor), "w")
     units = os.fdopen(os.dup(0))
     with open(os.devnull) as nothing:  # for the programs that a unit starts

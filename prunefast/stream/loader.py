@@ -265,7 +265,7 @@ class CoresetLoader:
 
 
 def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """On the device. To a GPU by way of pinned memory: a copy from pageable memory would wait for all work before it."""
+    """On the device. To a GPU by way of pinned memory: a copy from pageable memory waits for all work before it."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -80,7 +80,11 @@ def test_artefacts_stay_within_the_limits(tmp_path):
 
 
 def test_values_that_json_lacks_become_text():
-    assert results.clean({"a": float("inf"), 1: (2, None), "path": Path("x")}) == {"a": "inf", "1": [2, None], "path": "x"}
+    assert results.clean({"a": float("inf"), 1: (2, None), "path": Path("x")}) == {
+        "a": "inf",
+        "1": [2, None],
+        "path": "x",
+    }
 
 
 @pytest.mark.parametrize("size", [0, 5, 10, 20, 23])

@@ -57,9 +57,7 @@ def command(tmp_path):
 
 def start(words, *more):
     environment = os.environ | {"PYTHON": sys.executable}
-    return subprocess.Popen(
-        [*words, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    return subprocess.Popen([*words, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def rows_of(tmp_path, stage="trial"):
@@ -178,7 +176,9 @@ def test_a_second_call_keeps_the_stages_of_the_first(command, tmp_path):
     ],
 )
 def test_mistakes_are_one_line(words, message, tmp_path):
-    done = start([str(ROOT / "benchmarks/gpu/run.sh"), *words, "--out", str(tmp_path), "--work", str(tmp_path / "work")])
+    done = start(
+        [str(ROOT / "benchmarks/gpu/run.sh"), *words, "--out", str(tmp_path), "--work", str(tmp_path / "work")]
+    )
     _, err = done.communicate(timeout=60)
     assert done.returncode != 0
     assert message in err

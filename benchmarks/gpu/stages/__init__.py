@@ -5,7 +5,7 @@ A stage is a module with
     ORDER   its place when all run, and in lists
     LIMIT   seconds, at most 540
     units(job) -> [Unit]            its parts, in order of worth; standard library only at import
-    run(job, name) -> rows          of one unit: dicts as they come; "status" defaults to "ok"; raises Skip with a reason
+    run(job, name) -> rows          of one unit, dicts as they come; "status" defaults to "ok"; may raise Skip(reason)
     table(rows) -> [[cell]]         optional: the short table at the end, first line the heading
 
 `units` and `table` run in the runner, which has no torch; `run` in the worker.

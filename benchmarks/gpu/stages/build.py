@@ -113,7 +113,10 @@ def doctor(job: Job) -> Iterator[dict[str, Any]]:
 
 
 def tools(job: Job) -> Iterator[dict[str, Any]]:
-    yield {"found": [tool for tool in TOOLS if shutil.which(tool)], "missing": [t for t in TOOLS if not shutil.which(t)]}
+    yield {
+        "found": [tool for tool in TOOLS if shutil.which(tool)],
+        "missing": [t for t in TOOLS if not shutil.which(t)],
+    }
 
 
 def table(rows: list[dict[str, Any]]) -> list[list[str]]:

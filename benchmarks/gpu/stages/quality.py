@@ -235,7 +235,11 @@ def train_prunefast(
     load_weights(path, model, ema=True)
     last = (folder / "train" / "metrics.jsonl").read_text().splitlines()[-1:]
     loss = json.loads(last[0])["loss"] if last else None
-    return model.to(job.device), {"images_trained": state["images"], "epochs": state["images"] / len(coreset or data), "loss": loss}
+    return model.to(job.device), {
+        "images_trained": state["images"],
+        "epochs": state["images"] / len(coreset or data),
+        "loss": loss,
+    }
 
 
 def train_plain(
@@ -330,7 +334,9 @@ def metrics(job: Job, here: dict[str, Any], samples: "torch.Tensor") -> dict[str
     return result
 
 
-def artefacts(job: Job, name: str, model: "torch.nn.Module", samples: "torch.Tensor", labels: list[int]) -> dict[str, Any]:
+def artefacts(
+    job: Job, name: str, model: "torch.nn.Module", samples: "torch.Tensor", labels: list[int]
+) -> dict[str, Any]:
     """The grid and, of a small network, the EMA weights in float16, in parts that may come back."""
     import io
 
@@ -377,7 +383,7 @@ def grid(samples: "torch.Tensor", labels: list[int]) -> "np.ndarray":
     side = samples.shape[-1]
     canvas = np.full((10 * side, 10 * side, 3), 128, np.uint8)
     pixels = samples[: 10 * 10].permute(0, 2, 3, 1).cpu().numpy()
-    places = {row: 0 for row in range(10)}
+    places = dict.fromkeys(range(10), 0)
     for image, label in zip(pixels, labels, strict=False):
         row, column = label % 10, places[label % 10]
         if column < 10:
@@ -387,7 +393,14 @@ def grid(samples: "torch.Tensor", labels: list[int]) -> "np.ndarray":
 
 
 def table(rows: list[dict[str, Any]]) -> list[list[str]]:
-    names = ("frechet resnet20", "frechet trained", "precision resnet20", "recall resnet20", "precision trained", "recall trained")
+    names = (
+        "frechet resnet20",
+        "frechet trained",
+        "precision resnet20",
+        "recall resnet20",
+        "precision trained",
+        "recall trained",
+    )
     lines = [["arm", "images", "seconds", "samples", *names]]
     trained = {row["arm"]: row for row in rows if row.get("what") == "trained"}
     for row in rows:
