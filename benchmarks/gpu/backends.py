@@ -45,7 +45,7 @@ def forced(backend: str, rehearse: bool) -> Iterator[str]:
 
 
 def interpreter_runs_loops() -> bool:
-    """Triton 3.6 makes a number of an array of one for the bounds of a run-time loop; NumPy from 2.5 on refuses that."""
+    """Triton 3.6 makes a number of an array of one for the bounds of a run-time loop; NumPy 2.5 refuses that."""
     import numpy as np
 
     try:

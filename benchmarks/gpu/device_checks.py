@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from gpu import job
 from gpu.checks import rand, whole
 from gpu.operators import compiled, error_of
 from prunefast import ops
@@ -92,7 +93,7 @@ def differences(found: tuple, wanted: tuple) -> int:
 def graphs(device: torch.device) -> Rows:
     """Captured once, replayed on other values: the bits of the call itself."""
     for name, (call, inputs) in calls(device).items():
-        if device.type == "cpu":
+        if not job.on_gpu(device):
             yield {"check": name, **NO_OP}
             continue
         static = tuple(t.detach().clone().requires_grad_(t.requires_grad) for t in inputs)
@@ -119,7 +120,7 @@ def graphs(device: torch.device) -> Rows:
 def streams(device: torch.device) -> Rows:
     """On a stream of its own that is held up: an operator that ran on another one would read what is not there yet."""
     for name, (call, inputs) in calls(device).items():
-        if device.type == "cpu":
+        if not job.on_gpu(device):
             yield {"check": name, **NO_OP}
             continue
         values = fresh(inputs, 7)
@@ -164,7 +165,7 @@ def absent(device: torch.device) -> Rows:
         yield {"check": f"cuda:{count}", "status": "bad"}
     except InputError as error:
         yield {"check": f"cuda:{count}", "message": str(error)}
-    if device.type == "cpu":
+    if not job.on_gpu(device):
         yield {"check": "two devices", **NO_OP}
         return
     try:
@@ -177,7 +178,7 @@ def absent(device: torch.device) -> Rows:
 def limits(device: torch.device) -> Rows:
     """Labels and boxes out of range, NaN in rows: no memory is touched that is not ours, and the device lives on."""
     pred, x0 = rand((4, 3, 8, 8), device), rand((4, 3, 16, 16), device)
-    if device.type == "cuda":
+    if job.on_gpu(device):
         corner = torch.tensor([[0, 0], [100, 100], [-5, -5], [8, 8]], device=device)
         loss, _ = ops.denoising_loss(pred, x0, pred, 1.0, 0.0, boxes=(corner, 8, 8))
         labels = torch.tensor([0, 1, 2**40, -7], device=device)

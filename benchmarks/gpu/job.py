@@ -70,6 +70,11 @@ class Job:
         return cls(**values | {"arms": tuple(values["arms"])})
 
 
+def on_gpu(device: "torch.device") -> bool:
+    """The one question that decides between a device's own code and a rehearsal's; the tests answer it otherwise."""
+    return device.type == "cuda"
+
+
 def default_work(rehearse: bool) -> Path:
     """One folder a machine and user: arms and caches are found again by the next call."""
     return Path(tempfile.gettempdir()) / f"prunefast-gpu-{'rehearsal' if rehearse else 'job'}"

@@ -33,7 +33,9 @@ CORESETS: dict[str, dict[str, Any]] = {
 def prepare(data_path: str, weights: str, out: Path, keep: float = KEEP, clusters: int = CLUSTERS) -> dict[str, str]:
     """Writes `out`; returns its metadata."""
     data = pf.open_dataset(data_path)
-    features = pf.embed(data, encoder=resnet20_encoder(weights), progress=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    kept = out.with_suffix(".features.npy")  # a call that was stopped goes on from it
+    features = np.array(pf.embed(data, encoder=resnet20_encoder(weights), out=kept, progress=True))
     statistics = feature_statistics(features)
     tensors = {f"resnet20.{name}": tensor for name, tensor in load_file(weights).items()}
     tensors["features"] = torch.from_numpy(features).half()
@@ -54,7 +56,6 @@ def prepare(data_path: str, weights: str, out: Path, keep: float = KEEP, cluster
         "prunefast": pf.__version__,
         "torch": torch.__version__,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, out, metadata)
     size = out.stat().st_size
     if size > LIMIT:

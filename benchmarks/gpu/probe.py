@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from gpu import job as job_module
 from gpu.job import Job
 
 WARM, TIMED, COUNTED, PROFILED = 8, 40, 5, 3  # steps of each phase
@@ -29,7 +30,7 @@ class Probe:
         self.result: dict[str, Any] = {"batch": batch}
         self._steps, self._start, self._phase, self._since = 0, time.perf_counter(), "first", 0
         self._stack = contextlib.ExitStack()
-        if self.device.type == "cuda":
+        if job_module.on_gpu(self.device):
             torch.cuda.reset_peak_memory_stats()
 
     def step(self) -> None:
@@ -59,13 +60,13 @@ class Probe:
         self._phase, self._since = phase, done
 
     def _now(self) -> float:
-        if self.device.type == "cuda":
+        if job_module.on_gpu(self.device):
             torch.cuda.synchronize()
         return time.perf_counter()
 
     def _count_waits(self) -> None:
         """Every call that makes the host wait for the device warns, with the line it stands in."""
-        if self.device.type == "cpu":
+        if not job_module.on_gpu(self.device):
             self.result["host_waits"] = "no-op: has no form on a CPU"
             return
         caught = self._stack.enter_context(warnings.catch_warnings(record=True))
@@ -84,7 +85,7 @@ class Probe:
 
     def _begin_profile(self) -> None:
         activities = [torch.profiler.ProfilerActivity.CPU]
-        if self.device.type == "cuda":
+        if job_module.on_gpu(self.device):
             activities = [torch.profiler.ProfilerActivity.CUDA]  # of the host nothing: it would slow the loop down
         self._profiler = torch.profiler.profile(activities=activities)
         self._profiler.__enter__()
@@ -93,9 +94,9 @@ class Probe:
     def _finish(self) -> None:
         wall = 1e6 * (self._now() - self._start)
         self._profiler.__exit__(None, None, None)
-        if self.device.type == "cuda":
+        if job_module.on_gpu(self.device):
             self.result["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
-        on_gpu = self.device.type == "cuda"
+        on_gpu = job_module.on_gpu(self.device)
         events = self._profiler.key_averages()
         times = {e.key: e.self_device_time_total if on_gpu else e.self_cpu_time_total for e in events}
         total = sum(times.values())

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gpu import job as job_module
 from gpu.job import Job
 
 Call = Callable[..., Any]
@@ -20,7 +21,7 @@ def median_ms(call: Call, sets: list[tuple], job: Job, seconds: float = 1.0, gra
     """{"ms", "ms20", "ms80", "call_ms", "by"}; about `seconds` of measuring after a warm-up."""
     for inputs in (sets * 3)[: max(3, len(sets))]:
         call(*inputs)
-    if job.device.type == "cpu":
+    if not job_module.on_gpu(job.device):
         found = sorted(_clock(call, sets) for _ in range(3))
         return {"ms": found[1], "ms20": found[0], "ms80": found[2], "call_ms": found[1], "by": "clock"}
     torch.cuda.synchronize()

@@ -214,6 +214,7 @@ def train_prunefast(
         device=job.device.type,
         precision="fp32" if job.rehearse else "bf16",
         dropout=0.0,
+        status_every_images=50 if job.rehearse else 50_000,
         checkpoint_every_seconds=1e6,
         **{key: arm[key] for key in keys},
         **arm["options"],

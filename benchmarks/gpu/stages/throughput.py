@@ -102,6 +102,7 @@ def prunefast_loop(job: Job, network: str, batch: int, compile: bool, on_step: C
         precision="fp32" if job.rehearse else "bf16",
         compile=compile,
         deterministic=False,
+        status_every_images=50_000,  # as the presets: a line of metrics waits for the device
         checkpoint_every_seconds=1e6,
     )
     call = TrainingStep.__call__
