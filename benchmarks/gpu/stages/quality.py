@@ -221,10 +221,10 @@ def train_prunefast(
     )
     call = TrainingStep.__call__
 
-    def watched(step: Any, batch: Any) -> Any:
+    def watched(step: Any, *arguments: Any, **options: Any) -> Any:
         if time.monotonic() >= end:  # inside the loop, which turns it into a checkpoint after this step
             os.kill(os.getpid(), signal.SIGINT)
-        return call(step, batch)
+        return call(step, *arguments, **options)
 
     try:
         with replaced(TrainingStep, "__call__", watched):

@@ -107,9 +107,9 @@ def prunefast_loop(job: Job, network: str, batch: int, compile: bool, on_step: C
     )
     call = TrainingStep.__call__
 
-    def watched(step: Any, batch: Any) -> Any:
+    def watched(step: Any, *arguments: Any, **options: Any) -> Any:
         on_step()
-        return call(step, batch)
+        return call(step, *arguments, **options)
 
     with replaced(TrainingStep, "__call__", watched):
         train(config, from_arrays(pixels, labels=np.arange(len(pixels)) % 10))
