@@ -162,5 +162,3 @@ def test_nan_is_refused():
     x[3, 2] = np.nan
     with pytest.raises(InputError, match=r"x: the value at \[3, 2\]"):
         ops.kmeans(x, 3)
-
-
