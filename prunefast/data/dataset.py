@@ -3,7 +3,7 @@
 import copy
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -115,6 +115,16 @@ class ImageDataset:
     def encoded(self) -> bool:
         """Whether an item is a file of some image format; else it is raw pixels, [H, W, 3] or [3, H, W] or grey."""
         return self._pixels is None and self._info.layout == "encoded"
+
+    @property
+    def root(self) -> str:
+        """The folder that the keys are relative to; "" where items do not lie in files of their own."""
+        return self._info.root if self.encoded and self._storage.container is None else ""
+
+    @property
+    def files(self) -> Callable[[int], str] | None:
+        """Index -> path of the item's file; None where items do not lie in files of their own."""
+        return (lambda index: os.path.join(self.root, self.keys[index])) if self.root else None
 
     def grey(self, index: int, least: int) -> np.ndarray:
         """One image in grey, uint8 [h, w], no smaller than `least` pixels a side where the image is not.
