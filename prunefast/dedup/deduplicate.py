@@ -2,6 +2,7 @@
 
 import dataclasses
 import numbers
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -67,10 +68,8 @@ def deduplicate(
     Every dropped image is within the threshold of a kept one, or of one of `against` (`prunefast.dedup.groups`).
     Raises InputError or InputTypeError for bad arguments, before any work.
     """
-    if level not in LEVELS:
-        raise InputError(f"level: {level!r} is not one of {', '.join(LEVELS)}")
-    made = make_options(LEVELS[level].options, level, options)
-    threshold, max_threshold = _thresholds(level, made, threshold, max_threshold)
+    asked = ask(level, threshold, max_threshold, options)
+    made, threshold, max_threshold = asked.options, asked.threshold, asked.max_threshold
     rank = survivor_rank(data, survivor)
     if not within and against is None:
         raise InputError("within: without it there is nothing to do; give against=")
@@ -101,18 +100,30 @@ def deduplicate(
     )
 
 
-def _thresholds(level: str, options: Any, threshold: Any, most: Any) -> tuple[float, float]:
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What is looked for, checked and with its defaults filled in."""
+
+    options: Any
+    threshold: float
+    max_threshold: float
+
+
+def ask(level: str, threshold: Any, most: Any, given: Mapping[str, Any]) -> Question:
+    if level not in LEVELS:
+        raise InputError(f"level: {level!r} is not one of {', '.join(LEVELS)}")
+    options = make_options(LEVELS[level].options, level, given)
     scale = options.bits / 64 if isinstance(options, PerceptualOptions) else 1.0
     limit = {"exact": 0, "perceptual": 64 * scale, "semantic": 2}[level]
-    chosen = check_threshold_value("threshold", LEVELS[level].threshold * scale if threshold is None else threshold, limit)
+    chosen = _number("threshold", LEVELS[level].threshold * scale if threshold is None else threshold, limit)
     if most is None:
         most = min(limit, chosen * LEVELS[level].reach)
         most = int(most) if level == "perceptual" else most
-    most = check_threshold_value("max_threshold", most, limit)
-    return check_threshold(chosen, most), most
+    most = _number("max_threshold", most, limit)
+    return Question(options, check_threshold(chosen, most), most)
 
 
-def check_threshold_value(name: str, value: Any, limit: float) -> float:
+def _number(name: str, value: Any, limit: float) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= limit:
         raise InputError(f"{name}: must be a number from 0 to {limit:g} at this level, not {value!r}")
     return float(value)

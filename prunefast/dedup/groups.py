@@ -83,6 +83,11 @@ class Deduplication:
     def dropped(self) -> np.ndarray:
         return np.flatnonzero(~self.keep)
 
+    @cached_property
+    def digest(self) -> str:
+        """Names the contents and pairs that were found, whatever the threshold."""
+        return self.pairs.digest()
+
     @property
     def group_count(self) -> int:
         return int(self.groups.max(initial=-1)) + 1

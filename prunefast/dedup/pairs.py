@@ -38,6 +38,13 @@ class Pairs:
             object.__setattr__(self, "against", np.full(len(self.content), -1, dtype=np.int64))
             object.__setattr__(self, "against_distance", np.full(len(self.content), np.inf))
 
+    def digest(self) -> str:
+        """16 hex digits over everything here."""
+        state = hashlib.blake2b(digest_size=8)
+        for array in (self.content, self.first, self.second, self.distance, self.against, self.against_distance):
+            state.update(np.ascontiguousarray(array).data)
+        return state.hexdigest()
+
 
 def number_contents(keys: Array) -> tuple[Array, Array]:
     """(content of each row of `keys` [N, ...], the smallest row of each content); contents in order of first sight."""

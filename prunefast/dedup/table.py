@@ -5,7 +5,6 @@ second (numbers of `content`), distance. Both carry the same manifest; a pair of
 refused.
 """
 
-import hashlib
 import os
 from typing import Any
 
@@ -54,7 +53,7 @@ def save(run: str | os.PathLike[str], found: Deduplication, data: LabelledData) 
             "images": total,
             "kept": len(found),
             "groups": found.group_count,
-            "pairs_digest": _digest(pairs),
+            "pairs_digest": pairs.digest(),
         }
     )
     outside = pairs.against < 0
@@ -101,7 +100,7 @@ def load(run: str | os.PathLike[str], data: LabelledData | None = None) -> Dedup
             against_distance=table["against_distance"].fill_null(np.inf).to_numpy(),
         )
         _check(folder, pairs, table["rank"].to_numpy())
-        if manifest["pairs_digest"] != _digest(pairs):
+        if manifest["pairs_digest"] != pairs.digest():
             raise InputError(f"{folder.pairs}: its pairs are not those that were written; {REMAKE}")
         own = ("level", "threshold", "max_threshold")
         more = {key: value for key, value in manifest.items() if key not in own}
@@ -118,10 +117,3 @@ def _check(folder: RunFolder, pairs: Pairs, rank: np.ndarray) -> None:
     inside = all(len(side) == 0 or (side.min() >= 0 and side.max() < len(contents)) for side in (pairs.first, pairs.second))
     if not whole or not inside or not (pairs.first < pairs.second).all():
         raise InputError(f"{folder.groups}: its contents and pairs do not agree; {REMAKE}")
-
-
-def _digest(pairs: Pairs) -> str:
-    state = hashlib.blake2b(digest_size=8)
-    for array in (pairs.content, pairs.first, pairs.second, pairs.distance, pairs.against, pairs.against_distance):
-        state.update(np.ascontiguousarray(array).data)
-    return state.hexdigest()
