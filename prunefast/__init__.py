@@ -129,12 +129,12 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from prunefast import data, diffusion, models, ops
     from prunefast.data import open_dataset
-    from prunefast.dedup import Deduplication, deduplicate
+    from prunefast.dedup import Deduplication, deduplicate  # type: ignore[no-redef]
     from prunefast.diffusion import DenoisingLoss
     from prunefast.encode import embed  # type: ignore[no-redef]  # mypy takes the module of that name first
     from prunefast.errors import InputError, PrunefastError
     from prunefast.evaluate import evaluate  # type: ignore[no-redef]
-    from prunefast.export import export
+    from prunefast.export import export  # type: ignore[no-redef]
     from prunefast.report import report
     from prunefast.reweight import ClassWeights, reweight  # type: ignore[no-redef]
     from prunefast.score import score

@@ -81,7 +81,10 @@ def open_run(
 
 def _has_results(run: RunFolder) -> bool:
     """Whether anything in the run depends on its data."""
-    return any(path.exists() for path in (run.features, run.scores, run.groups, run.coreset, run.train, run.samples, run.metrics))
+    return any(
+        path.exists()
+        for path in (run.features, run.scores, run.groups, run.coreset, run.train, run.samples, run.metrics)
+    )
 
 
 @contextlib.contextmanager

@@ -48,7 +48,6 @@ def main(options: argparse.Namespace) -> int:
     from prunefast import pipeline
     from prunefast.dedup import Deduplication
     from prunefast.dedup.deduplicate import ask
-    from prunefast.files import RunFolder
 
     run, data_source = _places(options)
     level_options = common.key_values("--option", options.option)
@@ -97,7 +96,9 @@ def _places(options: argparse.Namespace) -> "tuple[RunFolder, str | None]":
         common.refuse_data_options(options, options.source)
         return RunFolder(options.source), None
     if options.out is None:
-        raise InputError(f"{options.source}: holds no run (no items.parquet); for a data set give -o FOLDER of a new run")
+        raise InputError(
+            f"{options.source}: holds no run (no items.parquet); for a data set give -o FOLDER of a new run"
+        )
     return RunFolder(options.out), options.source
 
 

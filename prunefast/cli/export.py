@@ -7,13 +7,13 @@ from prunefast.errors import InputError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_run(parser)
-    parser.add_argument(
-        "--to", required=True, metavar="FORMAT", help="hf, webdataset, folder, edm, txt, npy or dali"
-    )
+    parser.add_argument("--to", required=True, metavar="FORMAT", help="hf, webdataset, folder, edm, txt, npy or dali")
     parser.add_argument(
         "-o", "--out", metavar="PATH", help="file or folder to write (default: RUN/export-FORMAT, .zip for edm, .txt)"
     )
-    parser.add_argument("--coreset", metavar="FILE", help="another coreset of the run's data (default: RUN/coreset.parquet)")
+    parser.add_argument(
+        "--coreset", metavar="FILE", help="another coreset of the run's data (default: RUN/coreset.parquet)"
+    )
     parser.add_argument("--dedup", action="store_true", help="what `prunefast dedup` kept (RUN/groups.parquet) instead")
     parser.add_argument(
         "--option",
@@ -51,7 +51,9 @@ def main(options: argparse.Namespace) -> int:
         else:
             coreset = Coreset.load(options.coreset or run.coreset, data)
         if options.dry_run:
-            common.say(options, f"{common.describe(data)}\nwould write {len(coreset):,} images as {options.to} to {out}")
+            common.say(
+                options, f"{common.describe(data)}\nwould write {len(coreset):,} images as {options.to} to {out}"
+            )
             return common.finish(options, {"dry_run": True, "images": len(coreset), "out": str(out)})
         outcome = pipeline.export_run(data, coreset, out, options.to, progress=common.show_progress(options), **more)
         common.say(options, outcome)

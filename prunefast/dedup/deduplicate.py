@@ -1,7 +1,6 @@
 """`deduplicate`: a data set -> groups of duplicates."""
 
 import dataclasses
-import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,7 +56,7 @@ def deduplicate(
                mirrored ones with mirrored=True. "semantic": `features` [N, D] with a small 1 - cosine.
     threshold  the largest distance between duplicates: bits (default 7 of 64), or 1 - cosine (default 0.05)
     max_threshold   how far `rethreshold` can go later; default 11 of 64 bits, or twice the threshold
-    graph      for "semantic": the kNN graph of the features by "cosine" (`prunefast.graph`), where there is one already;
+    graph      for "semantic": the kNN graph of the features by "cosine" (`prunefast.graph`), where there is one;
                rows whose neighbours end within the distance are searched again. An approximate graph misses pairs.
     against    a second data set (for "semantic" its features too): images of `data` that have a duplicate there are
                dropped. Test-set leakage, or new images for an old coreset.
@@ -77,7 +76,9 @@ def deduplicate(
         x = _features("features", features, data)
         y = None if against is None else _features("against_features", against_features, against)
         if y is not None and y.shape[1] != x.shape[1]:
-            raise InputError(f"against_features: {y.shape[1]} columns where features have {x.shape[1]}; use one encoder")
+            raise InputError(
+                f"against_features: {y.shape[1]} columns where features have {x.shape[1]}; use one encoder"
+            )
         pairs = find_semantic(x, y, max_threshold, within=within, graph=graph)
     elif features is not None or against_features is not None or graph is not None:
         raise InputError(f"features: level {level!r} reads the images; leave them out, or take level='semantic'")
@@ -95,9 +96,7 @@ def deduplicate(
     }
     if against is not None:
         manifest["against"] = {"path": against.path, "data_fingerprint": against.fingerprint}
-    return Deduplication(
-        pairs, rank, level=level, threshold=threshold, max_threshold=max_threshold, **manifest
-    )
+    return Deduplication(pairs, rank, level=level, threshold=threshold, max_threshold=max_threshold, **manifest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +111,7 @@ class Question:
 def ask(level: str, threshold: Any, most: Any, given: Mapping[str, Any]) -> Question:
     if level not in LEVELS:
         raise InputError(f"level: {level!r} is not one of {', '.join(LEVELS)}")
-    options = make_options(LEVELS[level].options, level, given)
+    options: Any = make_options(LEVELS[level].options, level, given)
     scale = options.bits / 64 if isinstance(options, PerceptualOptions) else 1.0
     limit = {"exact": 0, "perceptual": 64 * scale, "semantic": 2}[level]
     chosen = _number("threshold", LEVELS[level].threshold * scale if threshold is None else threshold, limit)
@@ -124,7 +123,7 @@ def ask(level: str, threshold: Any, most: Any, given: Mapping[str, Any]) -> Ques
 
 
 def _number(name: str, value: Any, limit: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= limit:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating) or not 0 <= value <= limit:
         raise InputError(f"{name}: must be a number from 0 to {limit:g} at this level, not {value!r}")
     return float(value)
 
@@ -141,7 +140,9 @@ def survivor_rank(data: ImageDataset, survivor: Any) -> np.ndarray:
     else:
         values = np.asarray(as_numpy(survivor))
         if values.shape != (total,) or values.dtype.kind not in "biuf":
-            raise InputError(f"survivor: {values.dtype} of shape {list(values.shape)} for {total} images; give a number each")
+            raise InputError(
+                f"survivor: {values.dtype} of shape {list(values.shape)} for {total} images; give a number each"
+            )
         if not np.isfinite(values).all():
             raise InputError(f"survivor: {values[~np.isfinite(values)][0]} is among the values; they must be finite")
         keys = (-values.astype(np.float64),)

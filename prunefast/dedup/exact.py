@@ -1,4 +1,4 @@
-"""Exact copies: the same bytes on disk, or the same pixels after decoding. Time one read of the data; 16 bytes an image."""
+"""Exact copies: the same bytes on disk, or the same pixels after decoding. One read of the data, 16 bytes an image."""
 
 import hashlib
 from dataclasses import dataclass

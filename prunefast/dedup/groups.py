@@ -101,7 +101,7 @@ class Deduplication:
                 yield Group(int(members[0]), members[1:], self.distance[members[1:]])
 
     def least_similar(self, count: int = 10) -> list[tuple[int, int, float]]:
-        """(dropped, kept, distance) of the dropped images furthest from their survivor: where a threshold errs first."""
+        """(dropped, kept, distance) of the images furthest from their survivor: where a threshold errs first."""
         inside = self.dropped[self.against[self.dropped] < 0]
         worst = inside[np.argsort(-self.distance[inside], kind="stable")[:count]]
         return [(int(i), int(self.survivor[i]), float(self.distance[i])) for i in worst]
@@ -143,7 +143,9 @@ class Deduplication:
         """One line for people."""
         outside = int((self.against >= 0).sum())
         inside = len(self.dropped) - outside
-        text = f"{len(self):,} of {self.total:,} images kept: {inside:,} duplicates in {self.group_count:,} groups dropped"
+        text = (
+            f"{len(self):,} of {self.total:,} images kept: {inside:,} duplicates in {self.group_count:,} groups dropped"
+        )
         if "against" in self.manifest:
             text += f", {outside:,} for images of the other data set"
         return f"{text} ({self.level}, {describe_threshold(self.level, self.threshold)})"

@@ -63,7 +63,7 @@ def number_contents(keys: Array) -> tuple[Array, Array]:
 
 
 def nearest_of_pairs(rows: Array, other: Array, distance: Array, count: int) -> tuple[Array, Array]:
-    """Of pairs (row, other, distance) the nearest of each row, ties to the smallest `other`; -1 for rows without one."""
+    """(nearest `other`, its distance) of each of `count` rows, ties to the smallest; -1 for rows without one."""
     order = np.lexsort((other, distance, rows))
     rows, other, distance = rows[order], other[order], distance[order]
     best = np.flatnonzero(np.diff(rows, prepend=-1))

@@ -78,7 +78,9 @@ def _closest(
 
     ordered: both sides are the same images, and only row < other counts.
     """
-    parts = [(found.rows(), found.index, found.distance) for found in (hamming_join(x, max_threshold, y) for x, y in joins)]
+    parts = [
+        (found.rows(), found.index, found.distance) for found in (hamming_join(x, max_threshold, y) for x, y in joins)
+    ]
     row, other, distance = (np.concatenate(column) for column in zip(*parts, strict=True))
     if ordered:
         row, other, distance = (column[row < other] for column in (row, other, distance))

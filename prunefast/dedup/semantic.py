@@ -83,7 +83,8 @@ def close_pairs(
     if len(x) < 2:
         return none
     limit = 2 * max_threshold  # the squared distance of unit rows is 2 - 2 cos
-    parts, found = [none], 0
+    parts: list[tuple[np.ndarray, ...]] = [none]
+    found = 0
     rows, k = np.arange(len(x)), min(_FIRST_K, len(x) - 1)
     if given is not None:
         rows, known = given

@@ -94,8 +94,10 @@ def load(run: str | os.PathLike[str], data: LabelledData | None = None) -> Dedup
         check_rows(folder.groups, table["index"].to_numpy(), int(manifest["images"]), REMAKE)
         table = table.take(pa.array(np.argsort(table["index"].to_numpy())))
         pairs = Pairs(
-            table["content"].to_numpy(),
-            *(close[name].to_numpy() for name in _PAIRS),
+            content=table["content"].to_numpy(),
+            first=close["first"].to_numpy(),
+            second=close["second"].to_numpy(),
+            distance=close["distance"].to_numpy(),
             against=table["against"].fill_null(-1).to_numpy(),
             against_distance=table["against_distance"].fill_null(np.inf).to_numpy(),
         )
@@ -114,6 +116,8 @@ def _check(folder: RunFolder, pairs: Pairs, rank: np.ndarray) -> None:
     check_rows(folder.groups, rank, total, REMAKE)
     contents = np.unique(pairs.content)
     whole = len(contents) == 0 or (contents[0] == 0 and contents[-1] == len(contents) - 1)
-    inside = all(len(side) == 0 or (side.min() >= 0 and side.max() < len(contents)) for side in (pairs.first, pairs.second))
+    inside = all(
+        len(side) == 0 or (side.min() >= 0 and side.max() < len(contents)) for side in (pairs.first, pairs.second)
+    )
     if not whole or not inside or not (pairs.first < pairs.second).all():
         raise InputError(f"{folder.groups}: its contents and pairs do not agree; {REMAKE}")

@@ -24,13 +24,15 @@ def write(job: Job, target: Path, options: DaliOptions) -> None:
     data, coreset = job.data, job.coreset
     if not data.encoded or (data.files is None and not _in_tars(job)):
         raise InputError(
-            f"dali: {data.path or 'data in memory'} is neither a folder nor a tar of images, which DALI reads in place; "
+            f"dali: {data.path or 'data in memory'} is no folder and no tar of images, which DALI reads in place; "
             "export to webdataset and give DALI the shards"
         )
     labels = np.zeros(len(coreset), np.int64) if coreset.labels is None else coreset.labels[coreset.indices]
     for name in job.names:
         if any(c.isspace() for c in name):
-            raise InputError(f"dali: the name {name!r} has a space in it, which DALI's lists cannot hold; export to folder")
+            raise InputError(
+                f"dali: the name {name!r} has a space in it, which DALI's lists cannot hold; export to folder"
+            )
     if data.files is not None:
         lines = [f"{name} {label}\n" for name, label in zip(job.names, labels.tolist(), strict=True)]
         (target / "file_list.txt").write_text("".join(lines), encoding="utf-8")

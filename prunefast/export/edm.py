@@ -22,8 +22,8 @@ def write(job: Job, target: Path, options: EdmOptions) -> None:
     sizes = set(zip(job.data.widths[indices].tolist(), job.data.heights[indices].tolist(), strict=True))
     if len(sizes) > 1 or any(width != height for width, height in sizes):
         warnings.warn(
-            "edm: the images are not squares of one size, which EDM's loader refuses; its dataset_tool.py makes them so "
-            "from this zip (--source)",
+            "edm: the images are not squares of one size, which EDM's loader refuses; its dataset_tool.py makes them "
+            "so from this zip (--source)",
             stacklevel=4,
         )
     labels: list[list[str | int]] = []

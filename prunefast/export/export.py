@@ -90,7 +90,7 @@ def export(
     if to not in FORMATS:
         raise InputError(f"to: {to!r} is not one of {', '.join(FORMATS)}")
     chosen = FORMATS[to]
-    made = make_options(chosen.options, to, options)
+    made: Any = make_options(chosen.options, to, options)
     if not isinstance(coreset, Coreset):
         raise InputTypeError(f"coreset: a Coreset is needed, not {type(coreset).__name__}; Coreset.load reads one")
     if coreset.data_fingerprint != data.fingerprint:

@@ -56,6 +56,6 @@ def _hardlink(source: str, place: Path) -> None:
     except OSError as error:
         if error.errno in (errno.EXDEV, errno.EPERM, errno.EMLINK):
             raise InputError(
-                f"link: {source} cannot be hard-linked from {place.parent.parent} ({error.strerror}); use link='symlink'"
+                f"link: {source} cannot be hard-linked from {place.parent} ({error.strerror}); use link='symlink'"
             ) from None
         raise

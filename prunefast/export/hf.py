@@ -1,7 +1,7 @@
-"""Hugging Face datasets: parquet that `load_dataset` decodes, and the kept indices for a data set that is there already.
+"""Hugging Face datasets: parquet that `load_dataset` decodes, and the kept indices for a data set that is there.
 
-The `image` column is what datasets' Image feature stores, {bytes, path}. For a folder of images the bytes can stay where
-they are (copy=False); those of archives and arrays are always put in.
+The `image` column is what datasets' Image feature stores, {bytes, path}. For a folder of images the bytes can stay
+where they are (copy=False); those of archives and arrays are always put in.
 """
 
 import json
@@ -33,7 +33,11 @@ class HfOptions:
     def __post_init__(self) -> None:
         if not isinstance(self.copy, bool):
             raise InputTypeError(f"copy: must be True or False, not {self.copy!r}")
-        if isinstance(self.shard_megabytes, bool) or not isinstance(self.shard_megabytes, int) or self.shard_megabytes < 1:
+        if (
+            isinstance(self.shard_megabytes, bool)
+            or not isinstance(self.shard_megabytes, int)
+            or self.shard_megabytes < 1
+        ):
             raise InputError(f"shard_megabytes: must be a whole number of at least 1, not {self.shard_megabytes!r}")
 
 
@@ -99,7 +103,7 @@ def _groups(items: Iterator[Item]) -> Iterator[list[Item]]:
 
 def _table(items: list[Item], schema: pa.Schema, files: Any) -> pa.Table:
     if files is None:
-        images = [{"bytes": item.content, "path": item.name} for item in items]
+        images: list[dict[str, Any]] = [{"bytes": item.content, "path": item.name} for item in items]
     else:
         images = [{"bytes": None, "path": files(item.index)} for item in items]
     columns: dict[str, Any] = {

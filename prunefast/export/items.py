@@ -47,7 +47,7 @@ class Job:
 
     @cached_property
     def names(self) -> list[str]:
-        """A file name for every kept image: the key, with .png for raw pixels; none leaves the folder it is put into."""
+        """A file name for every kept image: the key, with .png for raw pixels; none leaves the folder it goes to."""
         suffix = "" if self.data.encoded else ".png"
         keys = self.coreset.keys
         names = [keys[index] + suffix for index in self.coreset.indices]

@@ -23,7 +23,11 @@ class WebdatasetOptions:
     shard_megabytes: int = 256
 
     def __post_init__(self) -> None:
-        if isinstance(self.shard_megabytes, bool) or not isinstance(self.shard_megabytes, int) or self.shard_megabytes < 1:
+        if (
+            isinstance(self.shard_megabytes, bool)
+            or not isinstance(self.shard_megabytes, int)
+            or self.shard_megabytes < 1
+        ):
             raise InputError(f"shard_megabytes: must be a whole number of at least 1, not {self.shard_megabytes!r}")
 
 

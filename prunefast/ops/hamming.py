@@ -1,6 +1,7 @@
 """All pairs of binary hashes within a number of bits."""
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ MAX_PAIRS = 100_000_000  # 1.6 GB; a threshold that finds more finds pairs that 
 _SLICE_PAIRS = 1 << 37  # compared in one call of the core: a few seconds, after which an interrupt is seen
 
 
-class HammingPairs(NamedTuple):
+@dataclass(frozen=True)
+class HammingPairs:
     """Pairs in rows (CSR): row i of x has index[indptr[i] : indptr[i + 1]], ascending, at distance[...] bits.
 
     indptr int64 [N + 1], index int64 [pairs], distance int32 [pairs].

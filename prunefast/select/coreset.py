@@ -197,7 +197,9 @@ class Coreset:
                 "Deduplication.load(run, data).rethreshold(threshold)"
             )
         if self.manifest.get("must_keep") or self.manifest.get("must_drop"):
-            raise InputError("rethreshold: images were forced into or out of this coreset; select again with threshold=")
+            raise InputError(
+                "rethreshold: images were forced into or out of this coreset; select again with threshold="
+            )
         kept = np.flatnonzero(self.scores >= threshold)
         if not len(kept):
             raise InputError(f"threshold: no image scores {threshold!r} or more (the highest is {self.scores.max():g})")

@@ -47,7 +47,10 @@ def section(chosen: Chosen, coreset: Coreset, pictures: Thumbnails | None) -> di
         for row in rows:
             state = "kept" if row.kept else "dropped"
             images = [
-                {"uri": pictures[index] if pictures is not None else None, "alt": f"{short(coreset.keys[index])}, {state}"}
+                {
+                    "uri": pictures[index] if pictures is not None else None,
+                    "alt": f"{short(coreset.keys[index])}, {state}",
+                }
                 for index in row.indices
             ]
             views.append({"title": row.title, "kept": row.kept, "images": images})

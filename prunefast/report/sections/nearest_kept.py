@@ -18,7 +18,7 @@ _ROWS = 65_536  # kept images at a time
 
 
 class Found:
-    """dropped, kept int64 [n], distance float64 [n], sorted by distance; `shown`: positions, the furthest and a spread."""
+    """dropped, kept int64 [n], distance float64 [n], by distance. furthest, spread: positions that are shown."""
 
     def __init__(self, dropped: NDArray[np.int64], kept: NDArray[np.int64], distance: NDArray[np.float64]):
         order = np.argsort(distance, kind="stable")
