@@ -18,7 +18,7 @@ from prunefast.score.options import make_options
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-    """threshold: the default, and `reach` the default of max_threshold as a multiple of the threshold."""
+    """threshold: the default. reach: of max_threshold, where the threshold is not larger."""
 
     options: type
     threshold: float
@@ -27,9 +27,9 @@ class Level:
 
 # Each default is where docs/deduplication.md measured no different pair among the duplicates.
 LEVELS = {
-    "exact": Level(ExactOptions, 0, 1),
-    "perceptual": Level(PerceptualOptions, 7, 1.6),  # 64 bits; 11 bits is as far as multi-index hashing pays
-    "semantic": Level(SemanticOptions, 0.05, 2),
+    "exact": Level(ExactOptions, 0, 0),
+    "perceptual": Level(PerceptualOptions, 7, 11),  # of 64 bits; 11 is as far as multi-index hashing helps
+    "semantic": Level(SemanticOptions, 0.05, 0.1),
 }
 SURVIVORS = ("resolution", "size", "first")
 
@@ -55,7 +55,7 @@ def deduplicate(
                256) that differ in few bits; finds re-encoded, resized, slightly cropped and brightened copies, and
                mirrored ones with mirrored=True. "semantic": `features` [N, D] with a small 1 - cosine.
     threshold  the largest distance between duplicates: bits (default 7 of 64), or 1 - cosine (default 0.05)
-    max_threshold   how far `rethreshold` can go later; default 11 of 64 bits, or twice the threshold
+    max_threshold   how far `rethreshold` can go later; default 11 of 64 bits, or 0.1
     graph      for "semantic": the kNN graph of the features by "cosine" (`prunefast.graph`), where there is one;
                rows whose neighbours end within the distance are searched again. An approximate graph misses pairs.
     against    a second data set (for "semantic" its features too): images of `data` that have a duplicate there are
@@ -116,14 +116,14 @@ def ask(level: str, threshold: Any, most: Any, given: Mapping[str, Any]) -> Ques
     limit = {"exact": 0, "perceptual": 64 * scale, "semantic": 2}[level]
     chosen = _number("threshold", LEVELS[level].threshold * scale if threshold is None else threshold, limit)
     if most is None:
-        most = min(limit, chosen * LEVELS[level].reach)
-        most = int(most) if level == "perceptual" else most
+        most = max(chosen, LEVELS[level].reach * scale)
     most = _number("max_threshold", most, limit)
     return Question(options, check_threshold(chosen, most), most)
 
 
 def _number(name: str, value: Any, limit: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating) or not 0 <= value <= limit:
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not number or not 0 <= value <= limit:
         raise InputError(f"{name}: must be a number from 0 to {limit:g} at this level, not {value!r}")
     return float(value)
 

@@ -34,6 +34,8 @@ def write(job: Job, target: Path, options: DaliOptions) -> None:
                 f"dali: the name {name!r} has a space in it, which DALI's lists cannot hold; export to folder"
             )
     if data.files is not None:
+        for index in coreset.indices.tolist():
+            job.source(index)
         lines = [f"{name} {label}\n" for name, label in zip(job.names, labels.tolist(), strict=True)]
         (target / "file_list.txt").write_text("".join(lines), encoding="utf-8")
         job.arguments |= {"reader": "file", "file_root": data.root, "file_list": "file_list.txt"}

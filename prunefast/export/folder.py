@@ -35,8 +35,7 @@ def write(job: Job, target: Path, options: FolderOptions) -> None:
         if link == "copy":
             place.write_bytes(item.content)
             continue
-        assert files is not None
-        source = files(item.index)
+        source = job.source(item.index)
         if link == "symlink":
             place.symlink_to(source)
         else:

@@ -52,7 +52,7 @@ def write(job: Job, target: Path, options: HfOptions) -> None:
     for number, group in enumerate(_shards(job.items(read=options.copy), options.shard_megabytes * 1_000_000)):
         with pq.ParquetWriter(target / f"data-{number:05d}.parquet", schema) as writer:
             for items in group:
-                writer.write_table(_table(items, schema, None if options.copy else files))
+                writer.write_table(_table(items, schema, None if options.copy else job.source))
     indices = job.coreset.indices
     np.save(target / "indices.npy", indices)
     # as datasets keeps an indices mapping: Dataset.from_file(..., indices_filename=...)
@@ -101,11 +101,11 @@ def _groups(items: Iterator[Item]) -> Iterator[list[Item]]:
         yield group
 
 
-def _table(items: list[Item], schema: pa.Schema, files: Any) -> pa.Table:
-    if files is None:
+def _table(items: list[Item], schema: pa.Schema, source: Any) -> pa.Table:
+    if source is None:
         images: list[dict[str, Any]] = [{"bytes": item.content, "path": item.name} for item in items]
     else:
-        images = [{"bytes": None, "path": files(item.index)} for item in items]
+        images = [{"bytes": None, "path": source(item.index)} for item in items]
     columns: dict[str, Any] = {
         "image": images,
         "label": [item.label for item in items],

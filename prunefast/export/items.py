@@ -12,6 +12,7 @@ from PIL import Image
 
 from prunefast.data import ImageDataset
 from prunefast.data.listing import check_member_name
+from prunefast.errors import InputError
 from prunefast.progress import progress as show_progress
 from prunefast.select import Coreset
 
@@ -54,6 +55,14 @@ class Job:
         for name in names:
             check_member_name(self.data.path or "data", name)
         return names
+
+    def source(self, index: int) -> str:
+        """The path of an image's own file, which is there; only for a data set of files."""
+        assert self.data.files is not None
+        path = self.data.files(index)
+        if not os.path.isfile(path):
+            raise InputError(f"{path}: no such file any more; open the data set again")
+        return path
 
     def items(self, read: bool = True) -> Iterator[Item]:
         """The kept images in the order of the data set; `read=False` leaves `content` empty."""

@@ -121,8 +121,8 @@ def select(
             best = choice.scores.max() if total else float("nan")
             raise InputError(f"threshold: no image scores {threshold:g} or more (the highest is {best:g}); lower it")
     else:
-        groups, quota = _quotas(choice, labels if per_class else None, n or 0, kept_mask, dropped_mask)
-        indices = budget.top_of_groups(choice.scores, groups, quota, kept_mask, dropped_mask)
+        parts, quota = _quotas(choice, labels if per_class else None, n or 0, kept_mask, dropped_mask)
+        indices = budget.top_of_groups(choice.scores, parts, quota, kept_mask, dropped_mask)
 
     return Coreset.from_indices(
         data,

@@ -190,9 +190,9 @@ def test_only_training_yet(run):
 def test_nothing_at_all(tmp_path, data_folder):
     with pytest.raises(InputError, match="no such run folder"):
         report(tmp_path / "none")
+    folder = start_run(tmp_path / "run", data_folder)
+    (folder / "groups.parquet").unlink()
     with pytest.raises(InputError, match="nothing to report yet"):
-        folder = start_run(tmp_path / "run", data_folder)
-        (folder / "groups.parquet").unlink()
         report(folder)
 
 
