@@ -286,7 +286,10 @@ def _against_features(run: RunFolder, other: ImageDataset, folder: RunFolder | N
             f"{encoder['encoder']}, and give --against RUN2"
         )
     if read_json(folder.features_manifest)["encoder"] != encoder:
-        raise InputError(f"--against {folder.path}: was embedded with another encoder than {run.path}; embed it again")
+        raise InputError(
+            f"--against {folder.path}: was embedded with another encoder than {run.path} (pixels "
+            "is fitted to its data); embed both with the same weights"
+        )
     return _open_finite(folder, other)
 
 

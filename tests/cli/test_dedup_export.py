@@ -81,12 +81,19 @@ def test_levels_survivors_and_another_data_set(run, photos, tmp_path, capsys):
     status, out, _ = call(capsys, "dedup", run, "--against", tmp_path / "test", "--only-against", "--json")
     facts = json.loads(out.splitlines()[-1])
     assert (status, facts["dropped"], facts["dropped_for_other"]) == (0, 1, 1)
-    other = tmp_path / "other"
-    assert main(["embed", str(tmp_path / "test"), "-o", str(other), "--image-size", "16", "--quiet"]) == 0
-    status, out, _ = call(
-        capsys, "dedup", run, "--level", "semantic", "--against", other, "--threshold", "0.001", "--json"
-    )
-    assert (status, json.loads(out.splitlines()[-1])["dropped_for_other"]) == (0, 1)
+    shutil.copytree(photos, tmp_path / "more")
+    for name in ("other", "different"):  # "pixels" is fitted to the data: the same images give the same encoder
+        assert main(["embed", str(tmp_path / "more"), "-o", str(tmp_path / name), "--image-size", "16", "--quiet"]) == 0
+        shutil.rmtree(tmp_path / "more" / "b", ignore_errors=True)
+    semantic = ("dedup", run, "--level", "semantic", "--threshold", "0.001", "--against")
+    status, _, err = call(capsys, *semantic, tmp_path / "other")
+    assert (status, "changed since" in err) == (2, True)  # its images are gone
+    shutil.copytree(photos / "b", tmp_path / "more" / "b")
+    status, out, _ = call(capsys, *semantic, tmp_path / "other", "--json")
+    assert (status, json.loads(out.splitlines()[-1])["dropped_for_other"]) == (0, 30)
+    shutil.rmtree(tmp_path / "more" / "b")
+    status, _, err = call(capsys, *semantic, tmp_path / "different")
+    assert (status, "another encoder" in err) == (2, True)
 
 
 def test_select_run_and_export(run, photos, tmp_path, capsys):
