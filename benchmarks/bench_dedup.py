@@ -92,7 +92,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestPerceptual:
     def test_prunefast(self, benchmark, folder):
         data = open_dataset(folder)  # the item table; its first making is in the next test
-        assert len(benchmark.pedantic(lambda: prunefast.deduplicate(data, threshold=10), rounds=3)) <= IMAGES
+        assert len(benchmark.pedantic(lambda: prunefast.deduplicate(data, threshold=10), rounds=2)) <= IMAGES
 
     def test_prunefast_with_opening(self, benchmark, folder, tmp_path):
         caches = iter(tmp_path / str(k) for k in range(10))
@@ -100,7 +100,7 @@ class TestPerceptual:
         def run() -> int:
             return len(prunefast.deduplicate(open_dataset(folder, cache_dir=next(caches)), threshold=10))
 
-        assert benchmark.pedantic(run, rounds=3) <= IMAGES
+        assert benchmark.pedantic(run, rounds=2) <= IMAGES
 
     def test_imagededup(self, benchmark, folder):
         """A process a processor, as is its default."""

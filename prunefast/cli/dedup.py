@@ -115,8 +115,8 @@ def _survivor(rule: str, run: "RunFolder", data: "ImageDataset") -> Any:
         raise InputError(f"--survivor {rule}: no such file")
     try:
         return np.load(rule, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"--survivor {rule}: is not a .npy file of numbers ({' '.join(str(error).split())})") from None
+    except (ValueError, OSError, EOFError):
+        raise InputError(f"--survivor {rule}: is not a .npy file of numbers; write one with numpy.save") from None
 
 
 def _plan(options: argparse.Namespace, data: "ImageDataset", threshold: float, run: "RunFolder") -> int:
@@ -136,5 +136,6 @@ def _show(options: argparse.Namespace, found: Any, data: "ImageDataset") -> None
         more = f" and {len(group.dropped) - 3:,} more" if len(group.dropped) > 3 else ""
         common.say(options, f"  {data.keys[group.kept]} stands for {names}{more}")
     if found.level != "exact":
-        for dropped, kept, distance in found.least_similar(_SHOWN):
+        furthest = [pair for pair in found.least_similar(_SHOWN) if pair[2] > 0]
+        for dropped, kept, distance in furthest:
             common.say(options, f"  furthest: {data.keys[dropped]} from {data.keys[kept]}: {distance:.3g}")
