@@ -22,7 +22,7 @@ from prunefast.files import RunFolder, lock_folder, make_folder, read_json, remo
 from prunefast.progress import format_seconds
 from prunefast.report import report
 from prunefast.score import METHODS, score
-from prunefast.score.features import check_features
+from prunefast.checks import check_features
 from prunefast.score.parquet_file import to_json
 from prunefast.score.table import load_manifests, load_scores, save_scores
 from prunefast.select import Coreset, select

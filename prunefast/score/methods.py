@@ -8,8 +8,8 @@ import numpy as np
 
 from prunefast.errors import InputError
 from prunefast.score import clusters, gaussian, moderate, random
-from prunefast.score.features import check_features, check_labels
-from prunefast.score.options import check_seed, make_options
+from prunefast.checks import check_features, check_labels, check_seed
+from prunefast.score.options import make_options
 
 # (features or None, labels or None, rows, options, seed) -> float64 [rows]
 ScoreFunction = Callable[[Any, np.ndarray | None, int, Any, int], np.ndarray]

@@ -11,10 +11,10 @@ import numpy as np
 
 from prunefast.errors import InputError
 from prunefast.score.clusters import cluster
-from prunefast.score.features import as_numpy, check_features, check_labels
+from prunefast.checks import as_numpy, check_features, check_labels, check_seed
 from prunefast.score.methods import METHODS
 from prunefast.score.moderate import ModerateOptions, middle_scores
-from prunefast.score.options import check_seed, make_options
+from prunefast.score.options import make_options
 from prunefast.select import budget
 from prunefast.select.clusters import ClusterSelectionOptions, pick_scores
 from prunefast.select.coreset import Coreset, LabelledData
