@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from prunefast.checks import check_features
 from prunefast.data import ImageDataset, open_dataset, open_run_dataset
 from prunefast.encode import embed, open_features
 from prunefast.errors import InputError
@@ -22,7 +23,6 @@ from prunefast.files import RunFolder, lock_folder, make_folder, read_json, remo
 from prunefast.progress import format_seconds
 from prunefast.report import report
 from prunefast.score import METHODS, score
-from prunefast.checks import check_features
 from prunefast.score.parquet_file import to_json
 from prunefast.score.table import load_manifests, load_scores, save_scores
 from prunefast.select import Coreset, select

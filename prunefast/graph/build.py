@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from prunefast.checks import check_features, check_seed
 from prunefast.errors import InputError
 from prunefast.graph import faiss_, inverted
 from prunefast.graph.knn import KnnGraph
 from prunefast.ops.arrays import as_tensor
 from prunefast.ops.topk import MAX_K, _topk
 from prunefast.progress import progress as show
-from prunefast.checks import check_features, check_seed
 
 METHODS = ("auto", "exact", "ivf", "faiss-ivf", "faiss-hnsw")
 METRICS = ("l2", "cosine")

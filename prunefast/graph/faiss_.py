@@ -1,4 +1,4 @@
-"""Approximate neighbours by faiss (extra `faiss`): IVF with exact lists, or HNSW. Distances are computed again, direct."""
+"""Approximate neighbours by faiss (extra `faiss`): IVF with exact lists, or HNSW; distances are direct differences."""
 
 from collections.abc import Iterator
 from typing import Any

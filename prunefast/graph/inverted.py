@@ -21,9 +21,7 @@ def cell_count(rows: int) -> int:
     return max(1, round(rows**0.5))
 
 
-def search(
-    x: torch.Tensor, k: int, probes: int, seed: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def search(x: torch.Tensor, k: int, probes: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(row numbers, neighbours [B, k], squared distances [B, k]) of one cell after the other; never the row itself."""
     from prunefast.graph.build import without_self
 
@@ -36,7 +34,11 @@ def search(
         if not len(own):
             continue
         take = _enough(near_cells[cell], bounds, probes, k + 1)
-        rows = np.arange(len(x)) if take is None else np.sort(np.concatenate([order[bounds[c] : bounds[c + 1]] for c in take]))
+        rows = (
+            np.arange(len(x))
+            if take is None
+            else np.sort(np.concatenate([order[bounds[c] : bounds[c + 1]] for c in take]))
+        )
         points = x[torch.from_numpy(rows).to(x.device)]
         index, squared = _topk(x[torch.from_numpy(own).to(x.device)], points, k + 1, False, True, False)
         yield own, *without_self(rows[index.cpu().numpy()], squared.cpu().numpy(), own)

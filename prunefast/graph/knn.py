@@ -100,7 +100,9 @@ class KnnGraph:
         k = int(lengths[0]) if len(lengths) else 0
         if k < 1 or (lengths != k).any():
             row = int((lengths != k).argmax()) if k else 0
-            raise InputError(f"graph: row {row} has {lengths[row] if k else 0} neighbours where every row needs the same k")
+            raise InputError(
+                f"graph: row {row} has {lengths[row] if k else 0} neighbours where every row needs the same k"
+            )
         if indptr[0] != 0 or len(indices) != shape[0] * k or len(data) != len(indices):
             raise InputError(f"graph: {len(indices)} indices and {len(data)} distances for {shape[0]} rows of {k}")
         return cls(indices.reshape(-1, k), data.reshape(-1, k), "given", {"method": "given", "k": k})
@@ -165,7 +167,9 @@ def _check(index: np.ndarray, distance: np.ndarray) -> None:
     if index.ndim != 2 or index.dtype.kind not in "iu" or 0 in index.shape:
         raise InputError(f"graph: index must be integers [N, k], not {index.dtype} {list(index.shape)}")
     if distance.shape != index.shape or distance.dtype.kind != "f":
-        raise InputError(f"graph: distance must be floats {list(index.shape)}, not {distance.dtype} {list(distance.shape)}")
+        raise InputError(
+            f"graph: distance must be floats {list(index.shape)}, not {distance.dtype} {list(distance.shape)}"
+        )
     rows = len(index)
     for start in range(0, rows, 65_536):
         part, far = index[start : start + 65_536], distance[start : start + 65_536]

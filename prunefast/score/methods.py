@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from prunefast.checks import check_features, check_labels, check_seed
 from prunefast.errors import InputError
 from prunefast.score import clusters, gaussian, moderate, random
-from prunefast.checks import check_features, check_labels, check_seed
 from prunefast.score.options import make_options
 
 # (features or None, labels or None, rows, options, seed) -> float64 [rows]

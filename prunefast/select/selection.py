@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from prunefast.checks import as_numpy, check_features, check_labels, check_seed
 from prunefast.errors import InputError
 from prunefast.score.clusters import cluster
-from prunefast.checks import as_numpy, check_features, check_labels, check_seed
 from prunefast.score.methods import METHODS
 from prunefast.score.moderate import ModerateOptions, middle_scores
 from prunefast.score.options import make_options

@@ -179,7 +179,7 @@ def test_graphs_that_break_the_contract(change, words):
     assert "\n" not in str(caught.value)
 
 
-def test_files_that_are_no_graph(tmp_path, make_data=None):
+def test_files_that_are_no_graph(tmp_path):
     path = tmp_path / "knn.npz"
     with pytest.raises(InputError, match=r"knn\.npz: no such file"):
         KnnGraph.load(path)
