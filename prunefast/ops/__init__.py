@@ -9,21 +9,25 @@ from prunefast.ops.group_norm_silu import group_norm_silu
 from prunefast.ops.kmeans import KMeans, kmeans
 from prunefast.ops.nearest import nearest
 from prunefast.ops.philox import Stream, randn_philox, uniform_philox
+from prunefast.ops.ppca import Ppca, fit_ppca, ppca_log_likelihood
 from prunefast.ops.topk import topk
 
 __all__ = [
     "Boxes",
     "Gaussian",
     "KMeans",
+    "Ppca",
     "Stream",
     "add_noise",
     "backends",
     "denoising_loss",
     "fit_gaussian",
+    "fit_ppca",
     "gaussian_log_likelihood",
     "group_norm_silu",
     "kmeans",
     "nearest",
+    "ppca_log_likelihood",
     "randn_philox",
     "topk",
     "uniform_philox",

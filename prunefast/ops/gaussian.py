@@ -28,21 +28,16 @@ def fit_gaussian(x: Any, labels: Any = None) -> Gaussian:
     Raises:
         InputError, InputTypeError: no rows, NaN or infinity, wrong labels, a class without rows.
     """
-    data = _check_rows(x)
-    if data.shape[0] == 0:
-        raise InputError("x: it has no rows")
-    if labels is None:
-        mean, covariance = _fit(data, None)
+    data = check_rows(x)
+    rows_by_class = rows_of_fit(data, labels)
+    if rows_by_class is None:
+        mean, covariance = fit_moments(data, None)
         return Gaussian(like(x, mean), like(x, covariance))
-    label = _check_classes(labels, data)
-    counts = torch.bincount(label)
-    if int(counts.min()) == 0:
-        raise InputError(f"labels: class {int(counts.argmin())} of 0 .. {len(counts) - 1} has no rows")
-    rows_by_class = torch.sort(label, stable=True).indices.split(counts.tolist())
-    mean = torch.empty((len(counts), data.shape[1]), dtype=torch.float64, device=data.device)
-    covariance = torch.empty((len(counts), data.shape[1], data.shape[1]), dtype=torch.float64, device=data.device)
+    classes, columns = len(rows_by_class), data.shape[1]
+    mean = torch.empty((classes, columns), dtype=torch.float64, device=data.device)
+    covariance = torch.empty((classes, columns, columns), dtype=torch.float64, device=data.device)
     for c, rows in enumerate(rows_by_class):
-        mean[c], covariance[c] = _fit(data, rows)
+        mean[c], covariance[c] = fit_moments(data, rows)
     return Gaussian(like(x, mean), like(x, covariance))
 
 
@@ -62,7 +57,7 @@ def gaussian_log_likelihood(x: Any, gaussian: Gaussian, labels: Any = None, ridg
     Raises:
         InputError, InputTypeError: shapes that do not fit, NaN or infinity, a covariance singular even with this ridge.
     """
-    data = _check_rows(x)
+    data = check_rows(x)
     mean, covariance = as_tensor("gaussian", gaussian[0]).double(), as_tensor("gaussian", gaussian[1]).double()
     check_same_device("gaussian", mean, data.device)
     classes = None if labels is None else len(mean)
@@ -73,23 +68,21 @@ def gaussian_log_likelihood(x: Any, gaussian: Gaussian, labels: Any = None, ridg
             f"gaussian: mean {list(mean.shape)} and covariance {list(covariance.shape)} "
             f"do not fit {data.shape[1]} columns{hint}"
         )
-    if not (isinstance(ridge, int | float) and ridge >= 0 and math.isfinite(ridge)):
-        raise InputError(f"ridge: {ridge!r} is not a number of at least 0")
+    check_ridge(ridge)
     check_finite("gaussian", mean)
     check_finite("gaussian", covariance)
     result = torch.empty(data.shape[0], dtype=torch.float64, device=data.device)
     if classes is None:
         _score(result, data, None, mean, covariance, ridge, "gaussian")
         return like(x, result)
-    label = _check_classes(labels, data, classes)
-    counts = torch.bincount(label, minlength=classes).tolist()
-    for c, rows in enumerate(torch.sort(label, stable=True).indices.split(counts)):
+    for c, rows in enumerate(rows_of_classes(check_classes(labels, data, classes), classes)):
         if len(rows):
             _score(result, data, rows, mean[c], covariance[c], ridge, f"gaussian: class {c}")
     return like(x, result)
 
 
-def _check_rows(x: Any) -> torch.Tensor:
+def check_rows(x: Any) -> torch.Tensor:
+    """Real, finite [rows, columns] of any dtype."""
     data = as_tensor("x", x)
     if data.ndim != 2 or data.shape[1] == 0:
         raise InputError(f"x: shape [rows, columns] is needed, not {list(data.shape)}")
@@ -99,13 +92,38 @@ def _check_rows(x: Any) -> torch.Tensor:
     return data
 
 
-def _check_classes(labels: Any, data: torch.Tensor, classes: int | None = None) -> torch.Tensor:
+def check_classes(labels: Any, data: torch.Tensor, classes: int | None = None) -> torch.Tensor:
     label = as_tensor("labels", labels)
     check_same_device("labels", label, data.device)
     return check_labels("labels", label, data.shape[0], classes)
 
 
-def _chunks(data: torch.Tensor, rows: torch.Tensor | None) -> Iterator[tuple[Any, torch.Tensor]]:
+def check_ridge(ridge: float) -> None:
+    if not (isinstance(ridge, int | float) and ridge >= 0 and math.isfinite(ridge)):
+        raise InputError(f"ridge: {ridge!r} is not a number of at least 0")
+
+
+def rows_of_classes(label: torch.Tensor, classes: int) -> tuple[torch.Tensor, ...]:
+    """The rows of each class, in their order."""
+    counts = torch.bincount(label, minlength=classes).tolist()
+    return torch.sort(label, stable=True).indices.split(counts)
+
+
+def rows_of_fit(data: torch.Tensor, labels: Any) -> tuple[torch.Tensor, ...] | None:
+    """The rows of each class 0 .. max(labels), none of them empty; None, for all rows, without labels."""
+    if data.shape[0] == 0:
+        raise InputError("x: it has no rows")
+    if labels is None:
+        return None
+    label = check_classes(labels, data)
+    rows_by_class = rows_of_classes(label, int(label.max()) + 1)
+    for c, rows in enumerate(rows_by_class):
+        if not len(rows):
+            raise InputError(f"labels: class {c} of 0 .. {len(rows_by_class) - 1} has no rows")
+    return rows_by_class
+
+
+def chunks(data: torch.Tensor, rows: torch.Tensor | None) -> Iterator[tuple[Any, torch.Tensor]]:
     """(rows, their values in float64), some megabytes at a time."""
     step = max(1, _CHUNK_VALUES // data.shape[1])
     for start in range(0, data.shape[0] if rows is None else len(rows), step):
@@ -113,14 +131,15 @@ def _chunks(data: torch.Tensor, rows: torch.Tensor | None) -> Iterator[tuple[Any
         yield part, data[part].double()
 
 
-def _fit(data: torch.Tensor, rows: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+def fit_moments(data: torch.Tensor, rows: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and covariance (divisor N) of some rows; None: of all."""
     count = data.shape[0] if rows is None else len(rows)
     mean = torch.zeros(data.shape[1], dtype=torch.float64, device=data.device)
-    for _, values in _chunks(data, rows):
+    for _, values in chunks(data, rows):
         mean += values.sum(0)
     mean /= count
     covariance = torch.zeros((data.shape[1], data.shape[1]), dtype=torch.float64, device=data.device)
-    for _, values in _chunks(data, rows):
+    for _, values in chunks(data, rows):
         centred = values - mean
         covariance.addmm_(centred.T, centred)
     covariance /= count
@@ -134,6 +153,6 @@ def _score(result, data, rows, mean, covariance, ridge, name) -> None:
     if int(failed):
         raise InputError(f"{name}: the covariance plus ridge {ridge} is not positive definite; use a larger ridge")
     constant = dimension * math.log(2 * math.pi) / 2 + float(torch.log(torch.diagonal(factor)).sum())
-    for part, values in _chunks(data, rows):
+    for part, values in chunks(data, rows):
         white = torch.linalg.solve_triangular(factor.T, values - mean, upper=True, left=False)
         result[part] = -white.square().sum(1) / 2 - constant

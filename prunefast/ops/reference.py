@@ -34,6 +34,13 @@ def gaussian_log_likelihood(x, mean, covariance, ridge):
     return -0.5 * (quadratic + np.linalg.slogdet(loaded)[1] + len(mean) * np.log(2 * np.pi))
 
 
+def ppca_log_likelihood(x, mean, components, explained_variance, noise_variance, ridge):
+    """log N(x; mean, C + ridge I), C the model's full covariance (Tipping & Bishop 1999, equation 5)."""
+    components, identity = np.asarray(components, np.float64), np.eye(len(mean))
+    own = np.asarray(explained_variance) - noise_variance
+    return gaussian_log_likelihood(x, mean, (components.T * own) @ components + noise_variance * identity, ridge)
+
+
 def unit(x0):
     """uint8 images to [-1, 1]; floats as they are."""
     x0 = np.asarray(x0)
