@@ -80,6 +80,8 @@ def _run(
         per_class=options.per_class,
         seed=options.select_seed,
         budget=budget,
+        score_name=options.score,
+        class_target=common.class_target(options),
         **method_options,
     )
     done("select", selected)
@@ -115,4 +117,6 @@ def _check(
         seed=options.select_seed,
         options=method_options,
         sampling=sampling,
+        score_name=options.score,
+        class_target=common.class_target(options),
     )

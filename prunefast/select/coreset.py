@@ -29,6 +29,7 @@ _COLUMNS = {
     "cluster": pa.int64(),  # null: the method has no clusters
     "kept": pa.bool_(),
 }
+_GAIN = "gain"  # float64, null for a dropped image; only in the file of a method that picks one after the other
 
 
 class LabelledData(Protocol):
@@ -53,6 +54,8 @@ class Coreset:
     weights        float32 [n], in the order of `indices`; finite and not negative
     scores         float64 [N] for all images, higher = keep; None where the method has none
     clusters       int64 [N] for all images; None where the method has none
+    gains          float64 [n], what each kept image added when it was picked (k-center: its distance to the picks
+                   before, facility location: coverage); None where the method does not pick one after the other
     keep, dropped  bool [N], and the int64 positions that are not kept
     labels, keys, classes, data_fingerprint    as the data set has them
     manifest       JSON-able: method, options, direction, seed, counts per class, versions
@@ -72,6 +75,7 @@ class Coreset:
         weights: Any = None,
         scores: Any = None,
         clusters: Any = None,
+        gains: Any = None,
         manifest: Mapping[str, Any] | None = None,
     ):
         self._keys = _string_array(keys)
@@ -83,7 +87,8 @@ class Coreset:
         self.scores = _scores(scores, total)
         self.clusters = _integers("clusters", clusters, total)
         self.data_fingerprint = str(data_fingerprint)
-        for array in (self.indices, self.weights, self.labels, self.scores, self.clusters):
+        self.gains = _gains(gains, len(self.indices), np.argsort(np.asarray(indices), kind="stable"))
+        for array in (self.indices, self.weights, self.labels, self.scores, self.clusters, self.gains):
             if array is not None:
                 array.flags.writeable = False
         given = {"method": "given", "options": {}, "direction": "as listed", "seed": None, **(manifest or {})}
@@ -150,6 +155,15 @@ class Coreset:
         return np.flatnonzero(~self.keep)
 
     @cached_property
+    def ranking(self) -> np.ndarray:
+        """int64 [n]: the kept images, the highest score first, ties to the smallest index; in the order of `indices`
+        where there are no scores. For a method that cuts or picks one after the other, the first m are its coreset of m
+        images (of one group; `select(scores=coreset.scores, keep_n=m, per_class=True)` for classes)."""
+        if self.scores is None:
+            return self.indices
+        return self.indices[np.argsort(-self.scores[self.indices], kind="stable")]
+
+    @cached_property
     def fingerprint(self) -> str:
         digest = hashlib.sha256(self.data_fingerprint.encode("utf-8", "surrogatepass"))
         digest.update(self.indices.astype("<i8").tobytes())
@@ -194,7 +208,12 @@ class Coreset:
             for name, dtype in _COLUMNS.items()
         ]
         schema = pa.schema([pa.field(name, dtype) for name, dtype in _COLUMNS.items()])
-        write_parquet(path, pa.Table.from_arrays(columns, schema=schema), self.manifest)
+        table = pa.Table.from_arrays(columns, schema=schema)
+        if self.gains is not None:
+            gain = np.full(self.total, np.nan)
+            gain[self.indices] = self.gains
+            table = table.append_column(_GAIN, pa.array(gain, mask=~self.keep))
+        write_parquet(path, table, self.manifest)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], data: LabelledData | None = None) -> "Coreset":
@@ -234,6 +253,7 @@ class Coreset:
                 data_fingerprint=fingerprint,
                 scores=_optional(table, "score"),
                 clusters=_optional(table, "cluster"),
+                gains=_kept_gains(table, kept),
                 manifest=manifest,
             )
         except InputError as error:
@@ -250,6 +270,14 @@ def _optional(table: pa.Table, name: str) -> np.ndarray | None:
     if column.null_count:
         raise InputError(f"column {name!r} is filled in part only")
     return column.to_numpy()
+
+
+def _kept_gains(table: pa.Table, kept: np.ndarray) -> np.ndarray | None:
+    if _GAIN not in table.column_names:
+        return None
+    if table[_GAIN].type != pa.float64():
+        raise InputError(f"column {_GAIN!r} is {table[_GAIN].type}, not double")
+    return table[_GAIN].to_numpy()[kept]
 
 
 def _arrow(array: Any, dtype: pa.DataType) -> Any:
@@ -298,6 +326,17 @@ def _weights(weights: Any, count: int, order: np.ndarray) -> np.ndarray:
         raise InputError(f"weights: has shape {array.shape} for {count} kept images")
     if not np.isfinite(array).all() or (array < 0).any():
         raise InputError("weights: must be finite and not negative")
+    return array[order]
+
+
+def _gains(gains: Any, count: int, order: np.ndarray) -> np.ndarray | None:
+    if gains is None:
+        return None
+    array = np.asarray(gains, dtype=np.float64)
+    if array.shape != (count,):
+        raise InputError(f"gains: has shape {array.shape} for {count} kept images")
+    if np.isnan(array).any():
+        raise InputError("gains: NaN for a kept image")
     return array[order]
 
 
