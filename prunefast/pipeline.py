@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,13 @@ from prunefast.progress import format_seconds
 from prunefast.report import report
 from prunefast.score import METHODS, column_scores, combine, score
 from prunefast.score import column as user_column
-from prunefast.score import combine as combination
+from prunefast.score.combine import DIRECTION as COMBINE_DIRECTION
+from prunefast.score.combine import check_weights
 from prunefast.score.options import make_options
 from prunefast.score.parquet_file import to_json
 from prunefast.score.table import load_manifests, load_scores, save_scores
 from prunefast.select import SELECTIONS, Coreset, select
+from prunefast.select.compare import compare
 from prunefast.select.selection import check_selection
 from prunefast.train import TrainConfig, sample, train
 from prunefast.train.sample import PROTOCOL_FILE, check_sampling
@@ -207,7 +210,7 @@ def combine_run(
     per_class = data.labels is not None if per_class is None else per_class
     if per_class and data.labels is None:
         raise InputError("per_class: this data has no classes; leave --per-class out")
-    combination.check_weights(list(weights), weights)
+    check_weights(list(weights), weights)
     parts = {part: load_scores(run.scores, part, data) for part in weights}
     known = load_manifests(run.scores, data)
     values = combine(parts, weights, data.labels if per_class else None)
@@ -216,7 +219,7 @@ def combine_run(
         "options": {"weights": dict(weights)},
         "per_class": per_class,
         "seed": None,
-        "direction": combination.DIRECTION,
+        "direction": COMBINE_DIRECTION,
         "parts": {part: known[part] for part in weights},
     }
     kind = "ranks within classes" if per_class else "ranks over all images"
@@ -241,21 +244,23 @@ def _written_once(
 def graph_run(
     run: RunFolder, data: ImageDataset, k: int, metric: str = "l2", method: str = "auto", *, progress: bool = False
 ) -> KnnGraph:
-    """The kNN graph of the run's features: knn.npz, built where it is missing, of other features, or has too few
-    neighbours; otherwise its first `k`. Scores, D2, facility location and deduplication share it.
+    """The kNN graph of the run's features: knn.npz (knn-cosine.npz for that metric), built where it is missing, of
+    other features, or has too few neighbours; otherwise its first `k`. Scores, D2, facility location and deduplication
+    share it.
     """
     k = min(k, len(data) - 1)
     digest = _digest(run.features_manifest) if run.features_manifest.exists() else None
-    if run.knn.exists():
-        graph = KnnGraph.load(run.knn, data)
+    path = run.knn if metric == "l2" else run.knn.with_stem(f"knn-{metric}")
+    if path.exists():
+        graph = KnnGraph.load(path, data)
         made = graph.manifest
         same = made.get("features") == digest and made.get("metric") == metric
         if same and graph.k >= k and method in ("auto", made.get("method")):
             return graph.first(k)
     graph = build_graph(_open_finite(run, data), k, metric=metric, method=method, progress=progress)
     graph.manifest |= {"data_fingerprint": data.fingerprint, "features": digest}
-    graph.save(run.knn)
-    return KnnGraph.load(run.knn, data)
+    graph.save(path)
+    return KnnGraph.load(path, data)
 
 
 def _open_finite(run: RunFolder, data: ImageDataset) -> np.ndarray:
@@ -303,6 +308,42 @@ def select_run(
         coreset.save(path)
     facts = {"kept": len(coreset), "images": len(data), "method": method, "counts": coreset.counts_per_class()}
     return Outcome(coreset.summary().splitlines()[0], facts, repeated)
+
+
+def compare_run(
+    run: RunFolder,
+    data: ImageDataset,
+    methods: Sequence[str],
+    *,
+    per_class: bool | None = None,
+    seed: int = 0,
+    budget: Mapping[str, Any],
+    score_name: str | None = None,
+    class_target: Any = None,
+    images_per_second: float | None = None,
+) -> Outcome:
+    """Coresets of several methods at one budget, random always among them, side by side. Nothing but scores and the kNN
+    graph is written. `images_per_second`: of training; None: that of the run's own training, where there is one.
+    """
+    names = list(dict.fromkeys([*methods, "random"]))
+    targets = {"class_target": class_target}
+    for name in names:  # all are checked before the first is made
+        column = score_name if name in SELECTIONS and "scores" in SELECTIONS[name].takes else None
+        each = _per_class(data, name, budget, per_class, class_target)
+        check_selection(data, name, per_class=each, seed=seed, **budget, **targets)
+        _score_column(name, column)
+    summary = run.train / "summary.json"
+    if images_per_second is None and summary.exists():
+        images_per_second = read_json(summary).get("images_per_second")
+    coresets, seconds = {}, {}
+    for name in names:
+        column = score_name if "scores" in SELECTIONS[name].takes else None
+        begun = time.perf_counter()
+        _, arguments = _selection_inputs(run, data, name, per_class, seed, budget, None, column, class_target, {})
+        coresets[name] = select(data, **_with_graph(run, data, name, arguments))
+        seconds[name] = time.perf_counter() - begun
+    found = compare(coresets, _open_finite(run, data), seconds, images_per_second=images_per_second, seed=seed)
+    return Outcome(str(found), found.to_json())
 
 
 def _score_column(method: str, score_name: str | None) -> str | None:

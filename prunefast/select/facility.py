@@ -7,9 +7,10 @@ Greedy picks of the largest gain f(S + j) - f(S): at least 1 - 1/e of the best f
 (1/2 where the budget is split over classes). Lazy (Minoux 1978): gains only fall, so a gain is computed anew only when
 it comes to the top. An edge counts both ways: j covers i where either has the other among its neighbours.
 
-Sources: apricot and submodlib have it on dense N x N similarities, in which far pairs count a little too; the k of the
-graph bounds how far an image covers: with n picks of N take k of at least N / n. Where every image is covered, gains
-are 0 and the smallest indices follow. Time: the graph, then O(N k log N) in practice; memory O(N k).
+Sources: apricot and submodlib have it on dense N x N similarities, in which far pairs count a little too. The k of the
+graph bounds how far an image covers: about 4 N / n serves n picks of N best (measured: docs/selection.md), 40 for a
+tenth. Where every image is covered, gains are 0 and the smallest indices follow. Time: the graph, then O(N k^2 + N k
+log N); memory O(N k).
 """
 
 import heapq
@@ -23,19 +24,20 @@ from prunefast.select.request import Choice, Request, ranked
 
 DIRECTION = "order of picking, each image the one that covers most of what is not covered yet; the first are kept"
 
+_BLOCK = 4096  # rows whose neighbours' neighbours are looked at together
+
 
 @dataclass(frozen=True)
 class FacilityLocationOptions(GraphOptions):
-    """k: neighbours an image can cover; at least N / n. The rest as in
+    """k: neighbours an image can cover; about 4 N / n. The rest as in
     `prunefast.select.graph_options.GraphOptions`."""
 
-    k: int = 32
-    metric: str = "cosine"
+    k: int = 40
 
 
 @dataclass(frozen=True)
 class Columns:
-    """For every image j, what it covers: rows int64, similarity float32, at start[j] : start[j + 1]; itself
+    """For every image j, what it covers: rows, similarity float32, at start[j] : start[j + 1]; itself
     included."""
 
     start: np.ndarray
@@ -53,13 +55,27 @@ def similarities(graph: KnnGraph) -> np.ndarray:
 
 def columns_of(graph: KnnGraph) -> Columns:
     """Both directions of every edge, each pair once, and every image itself with similarity 1."""
-    total = len(graph)
-    here, there = np.repeat(np.arange(total), graph.k), graph.indices.astype(np.int64)
-    pair = np.concatenate([there * total + here, here * total + there, np.arange(total) * (total + 1)])
-    value = similarities(graph).reshape(-1)
-    pair, first = np.unique(pair, return_index=True)
-    similarity = np.concatenate([value, value, np.ones(total, dtype=np.float32)])[first]
-    return Columns(np.searchsorted(pair, np.arange(total + 1) * total), pair % total, similarity)
+    total, index = len(graph), graph.index
+    value = similarities(graph)
+    covering, covered, similarity = (
+        [index.reshape(-1)],
+        [np.repeat(np.arange(total, dtype=index.dtype), graph.k)],
+        [value.reshape(-1)],
+    )
+    for start in range(0, total, _BLOCK):  # the other direction, where it is not an edge of its own
+        part = slice(start, start + _BLOCK)
+        own = np.arange(start, min(start + _BLOCK, total), dtype=index.dtype)
+        row, place = np.nonzero(~(index[index[part]] == own[:, None, None]).any(axis=2))
+        covering.append(own[row])
+        covered.append(index[part][row, place])
+        similarity.append(value[part][row, place])
+    itself = np.arange(total, dtype=index.dtype)
+    covering.append(itself)
+    column = np.concatenate(covering)
+    order = np.argsort(column, kind="stable")
+    start = np.concatenate([[0], np.cumsum(np.bincount(column, minlength=total))])
+    ones = np.ones(total, dtype=np.float32)
+    return Columns(start, np.concatenate([*covered, itself])[order], np.concatenate([*similarity, ones])[order])
 
 
 def choose(request: Request) -> Choice:
