@@ -32,7 +32,7 @@ from prunefast.score.options import make_options
 from prunefast.score.parquet_file import to_json
 from prunefast.score.table import load_manifests, load_scores, save_scores
 from prunefast.select import SELECTIONS, Coreset, select
-from prunefast.select.compare import compare
+from prunefast.select.compare import check_rate, compare
 from prunefast.select.selection import check_selection
 from prunefast.train import TrainConfig, sample, train
 from prunefast.train.sample import PROTOCOL_FILE, check_sampling
@@ -248,7 +248,6 @@ def graph_run(
     other features, or has too few neighbours; otherwise its first `k`. Scores, D2, facility location and deduplication
     share it.
     """
-    k = min(k, len(data) - 1)
     digest = _digest(run.features_manifest) if run.features_manifest.exists() else None
     path = run.knn if metric == "l2" else run.knn.with_stem(f"knn-{metric}")
     if path.exists():
@@ -325,6 +324,7 @@ def compare_run(
     """Coresets of several methods at one budget, random always among them, side by side. Nothing but scores and the kNN
     graph is written. `images_per_second`: of training; None: that of the run's own training, where there is one.
     """
+    check_rate(images_per_second)
     names = list(dict.fromkeys([*methods, "random"]))
     targets = {"class_target": class_target}
     for name in names:  # all are checked before the first is made
@@ -409,8 +409,8 @@ def _with_graph(run: RunFolder, data: ImageDataset, method: str, arguments: dict
         return arguments
     kind = SELECTIONS[method].options
     known = {field.name for field in dataclasses.fields(kind)}
-    made = make_options(kind, method, {name: value for name, value in arguments.items() if name in known})
-    return arguments | {"graph": graph_run(run, data, made.k, made.metric, made.graph_method)}
+    made: Any = make_options(kind, method, {name: value for name, value in arguments.items() if name in known})
+    return arguments | {"graph": graph_run(run, data, min(made.k, len(data) - 1), made.metric, made.graph_method)}
 
 
 def _refuse_if_trained(coreset_path: Path) -> None:

@@ -121,7 +121,7 @@ class KnnGraph:
                 data=self.data,
                 shape=np.array(self.shape),
                 format=np.array(b"csr"),
-                **{_MANIFEST: np.frombuffer(text, dtype=np.uint8)},
+                prunefast=np.frombuffer(text, dtype=np.uint8),
             )
 
     @classmethod

@@ -99,6 +99,11 @@ def _share(value: float) -> str:
     return "?" if np.isnan(value) else f"{value:.3f}"
 
 
+def check_rate(images_per_second: float | None) -> None:
+    if images_per_second is not None and not 0 < images_per_second < np.inf:
+        raise InputError(f"images_per_second: must be a finite number above 0, not {images_per_second!r}")
+
+
 def compare(
     coresets: Mapping[str, Coreset],
     features: Any,
@@ -114,8 +119,7 @@ def compare(
     for name, coreset in coresets.items():
         if coreset.data_fingerprint != sets[0].data_fingerprint:
             raise InputError(f"coresets: {name!r} is of another data set than {names[0]!r}")
-    if images_per_second is not None and not 0 < images_per_second < np.inf:
-        raise InputError(f"images_per_second: must be a finite number above 0, not {images_per_second!r}")
+    check_rate(images_per_second)
     overlap = np.array([[a.keep[b.indices].sum() / len(b) for a in sets] for b in sets])
     measured = min(COVERAGE_IMAGES, min(map(len, sets)) // 2)
     coverage = np.full((len(sets), 2), np.nan)

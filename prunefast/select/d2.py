@@ -77,8 +77,8 @@ def _greedy(request: Request, index: np.ndarray, share: np.ndarray, value: np.nd
         if value[i] > 0:
             value[index[i]] -= share[i] * value[i]
 
-    for i in np.flatnonzero(request.must_keep):
-        pick(int(i))
+    for forced in np.flatnonzero(request.must_keep).tolist():
+        pick(forced)
     free = np.flatnonzero(~request.must_keep & ~request.must_drop)
     heap = list(zip((-value[free]).tolist(), free.tolist(), strict=True))
     heapq.heapify(heap)

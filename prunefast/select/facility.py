@@ -62,9 +62,9 @@ def columns_of(graph: KnnGraph) -> Columns:
         [np.repeat(np.arange(total, dtype=index.dtype), graph.k)],
         [value.reshape(-1)],
     )
-    for start in range(0, total, _BLOCK):  # the other direction, where it is not an edge of its own
-        part = slice(start, start + _BLOCK)
-        own = np.arange(start, min(start + _BLOCK, total), dtype=index.dtype)
+    for begin in range(0, total, _BLOCK):  # the other direction, where it is not an edge of its own
+        part = slice(begin, begin + _BLOCK)
+        own = np.arange(begin, min(begin + _BLOCK, total), dtype=index.dtype)
         row, place = np.nonzero(~(index[index[part]] == own[:, None, None]).any(axis=2))
         covering.append(own[row])
         covered.append(index[part][row, place])
@@ -99,8 +99,8 @@ def choose(request: Request) -> Choice:
         part = slice(start[j], start[j + 1])
         covered[rows[part]] = np.maximum(covered[rows[part]], similarity[part])
 
-    for j in np.flatnonzero(request.must_keep):
-        pick(int(j), gain(int(j)))
+    for forced in np.flatnonzero(request.must_keep).tolist():
+        pick(forced, gain(forced))
     free = np.flatnonzero(~request.must_keep & ~request.must_drop)
     alone = np.add.reduceat(similarity, start[:-1], dtype=np.float64)  # gains while nothing is covered: upper bounds
     heap = list(zip((-alone[free]).tolist(), free.tolist(), strict=True))

@@ -160,7 +160,7 @@ def select(
     selection = SELECTIONS["top"] if scores is not None and "scores" not in SELECTIONS[name].takes else SELECTIONS[name]
     if selection.name == "top" and options:
         raise InputError(f"{next(iter(options))}: is an option of scoring, and scores are given; leave it out")
-    made = make_options(selection.options, selection.name, options)
+    made: Any = make_options(selection.options, selection.name, options)
     if threshold is not None:
         _check_threshold(threshold, selection, per_class)
 

@@ -88,7 +88,7 @@ def _strata(members: np.ndarray, values: np.ndarray, strata: int, n: int) -> tup
         number = np.minimum(((values - low) / width).astype(np.int64), strata - 1)
     parts = [members[number == stratum] for stratum in np.unique(number)]
     parts.sort(key=len)
-    counts = []
+    counts: list[int] = []
     for place, part in enumerate(parts):
         count = min(len(part), (n - sum(counts)) // (len(parts) - place))
         counts.append(count)
