@@ -6,7 +6,7 @@ import numpy as np
 
 from prunefast.checks import as_numpy, check_features, check_labels
 
-__all__ = ["as_numpy", "check_features", "check_labels", "classes_of", "distances"]
+__all__ = ["as_numpy", "check_features", "check_labels", "classes_of", "distances", "rows_of"]
 
 
 def classes_of(labels: np.ndarray | None, rows: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -18,6 +18,13 @@ def classes_of(labels: np.ndarray | None, rows: int) -> Iterator[tuple[int, np.n
     names, starts = np.unique(labels[order], return_index=True)
     for name, positions in zip(names, np.split(order, starts[1:]), strict=True):
         yield int(name), positions
+
+
+def rows_of(features: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """The rows at `positions` (ascending), contiguous; all of them are not copied: a memory map stays one."""
+    if len(positions) == len(features) and features.flags.c_contiguous:
+        return features
+    return np.ascontiguousarray(features[positions])
 
 
 def distances(features: np.ndarray, centre: np.ndarray) -> np.ndarray:

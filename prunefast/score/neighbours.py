@@ -21,7 +21,7 @@ from prunefast.graph import METHODS as GRAPH_METHODS
 from prunefast.graph import KnnGraph, build_graph
 from prunefast.graph.build import METRICS
 from prunefast.graph.knn import as_graph
-from prunefast.score.features import classes_of
+from prunefast.score.features import classes_of, rows_of
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _per_graph(
         if len(positions) < 2:
             where = "features" if labels is None else f"features of class {name}"
             raise InputError(f"{where}: 1 image has no neighbour; pass per_class=False, or another method")
-        rows = features if labels is None else np.ascontiguousarray(features[positions])
+        rows = rows_of(features, positions)
         scores[positions] = what(_graph(rows, options, seed).distance)
     return scores
 

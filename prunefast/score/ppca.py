@@ -16,7 +16,7 @@ import numpy as np
 
 from prunefast import ops
 from prunefast.errors import InputError
-from prunefast.score.features import classes_of
+from prunefast.score.features import classes_of, rows_of
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def ppca_scores(features: np.ndarray, labels: np.ndarray | None, options: PpcaOp
         raise InputError("features: ppca needs at least 2 dimensions; take method='gaussian'")
     scores = np.empty(len(features))
     for name, positions in classes_of(labels, len(features)):
-        rows = np.ascontiguousarray(features[positions])
+        rows = rows_of(features, positions)
         where = "features" if labels is None else f"features of class {name}"
         if len(rows) < 2:
             raise InputError(f"{where}: {len(rows)} image; ppca needs at least 2; take method='gaussian'")

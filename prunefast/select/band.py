@@ -29,10 +29,21 @@ def choose(request: Request) -> Choice:
     scores = np.empty(request.total)
     for _, positions in classes_of(request.groups, request.total):
         count = len(positions)
-        values = request.scores[positions]
-        offset = np.empty(count)
-        offset[np.argsort(-values, kind="stable")[::-1]] = np.arange(count) - request.options.centre * (count - 1)
-        place = np.empty(count, dtype=np.int64)
-        place[np.lexsort((offset > 0, np.abs(offset)))] = np.arange(count)  # as near above as below: below first
-        scores[positions] = 1 - place / count
+        rank = np.empty(count, dtype=np.int64)
+        rank[np.argsort(-request.scores[positions], kind="stable")] = np.arange(count - 1, -1, -1)
+        scores[positions] = 1 - _place(rank, request.options.centre) / count
     return Choice(scores, DIRECTION)
+
+
+def _place(rank: np.ndarray, centre: float) -> np.ndarray:
+    """int64: how many ranks are nearer to the centre c than each one, the lower of two equally near ones first.
+
+    The ranks are 0 .. count - 1, so it can be counted: those between a rank and its mirror image 2 c - rank.
+    """
+    count = len(rank)
+    twice = round(2 * centre * (count - 1), 6)
+    below = int(twice // 2)  # the highest rank that is not above c
+    mirror = np.ceil(twice - rank).astype(np.int64)
+    nearer_above = np.minimum(mirror - 1, count - 1) - below
+    nearer_below = below - np.maximum(mirror, 0) + 1
+    return np.where(rank <= below, below - rank + nearer_above, rank - below - 1 + nearer_below)

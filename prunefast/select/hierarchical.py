@@ -21,7 +21,7 @@ import numpy as np
 from prunefast import ops
 from prunefast.errors import InputError
 from prunefast.score.clusters import default_k
-from prunefast.score.features import classes_of, distances
+from prunefast.score.features import classes_of, distances, rows_of
 from prunefast.score.random import random_scores
 from prunefast.select.request import Choice, Request, check_choice, check_whole
 
@@ -65,7 +65,7 @@ def choose(request: Request) -> Choice:
     clusters = np.empty(request.total, dtype=np.int64)
     count = 0
     for group, positions in classes_of(request.groups, request.total):
-        rows = np.ascontiguousarray(request.features[positions], dtype=np.float32)
+        rows = np.ascontiguousarray(rows_of(request.features, positions), dtype=np.float32)
         if options.k is not None and options.k > request.total:
             raise InputError(f"k: {options.k} clusters for {request.total} images; lower k")
         levels, distance = _hierarchy(rows, options, request.seed)

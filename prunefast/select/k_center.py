@@ -17,7 +17,7 @@ import torch
 
 from prunefast.ops.arrays import as_tensor
 from prunefast.ops.topk import _topk
-from prunefast.score.features import classes_of
+from prunefast.score.features import classes_of, rows_of
 from prunefast.select.request import Choice, Request, check_choice, ranked
 
 DIRECTION = "order of picking, each image the farthest from all picked before; the first are kept"
@@ -40,7 +40,7 @@ def choose(request: Request) -> Choice:
     order: list[int] = []
     gains: list[float] = []
     for group, positions in classes_of(request.groups, request.total):
-        rows = request.features if len(positions) == request.total else request.features[positions]
+        rows = rows_of(request.features, positions)
         first = np.flatnonzero(request.must_keep[positions])
         allowed = ~request.must_drop[positions]
         want = int(request.quota[group])

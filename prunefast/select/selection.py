@@ -294,7 +294,7 @@ def _check_threshold(threshold: float, selection: Selection, per_class: bool) ->
 
 
 def _check_scores(name: str, scores: Any, total: int) -> np.ndarray:
-    values = np.array(as_numpy(scores), dtype=np.float64)
+    values = np.asarray(as_numpy(scores), dtype=np.float64)  # no copy: nothing writes to it
     if values.shape != (total,):
         raise InputError(f"{name}: shape {list(values.shape)} for {total} images")
     if not np.isfinite(values).all():

@@ -20,6 +20,7 @@ from prunefast.errors import InputError
 from prunefast.score.combine import ranks
 from prunefast.score.features import classes_of
 from prunefast.score.random import random_scores
+from prunefast.select import budget
 from prunefast.select.request import Choice, Request, check_choice, check_number, check_whole
 
 DIRECTION = "the score given; a random sample over its whole range is kept, without the lowest"
@@ -60,15 +61,16 @@ def choose(request: Request) -> Choice:
         free = positions[~request.must_keep[positions] & ~request.must_drop[positions]]
         left = want - int(request.must_keep[positions].sum())
         beta = _beta(want / len(positions)) if options.beta is None else options.beta
-        rest = free[np.argsort(values[free], kind="stable")[int(beta * len(free)) :]]
+        hardest = int(beta * len(free))
+        rest = free[np.argsort(values[free], kind="stable")[hardest:]] if hardest else free
         if len(rest) < left:
             raise InputError(
                 f"beta: {beta:g} of {len(free)} images leaves {len(rest)} for a budget of {left}; lower beta or keep"
             )
         scaled = values[rest] if options.scale == "score" else ranks(values[rest])
-        for members, count in zip(*_strata(rest, scaled, options.strata, left), strict=True):
-            order = np.lexsort((members, -drawn[members]))
-            picked[members[order[:count]]] = True
+        number, counts = _strata(scaled, options.strata, left)
+        nothing = np.zeros(len(rest), dtype=bool)
+        picked[rest[budget.top_of_groups(drawn[rest], number, counts, nothing, nothing)]] = True
     direction = DIRECTION if options.hard == "low" else HIGH_DIRECTION
     return Choice(request.scores, direction, picked)
 
@@ -77,19 +79,20 @@ def _beta(keep: float) -> float:
     return 0.3 if keep <= 0.1 else 0.2 if keep <= 0.2 else 0.0
 
 
-def _strata(members: np.ndarray, values: np.ndarray, strata: int, n: int) -> tuple[list[np.ndarray], list[int]]:
-    """The members of each stratum, smallest stratum first, and how many of each are kept; they sum to n."""
-    if not len(members):
-        return [], []
+def _strata(values: np.ndarray, strata: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The stratum int64 of every value, and how many of each stratum are kept, int64 [strata]; they sum to n."""
+    number = np.zeros(len(values), dtype=np.int64)
+    counts = np.zeros(strata, dtype=np.int64)
+    if not len(values):
+        return number, counts
     low, high = values.min(), values.max()
     width = (high - low) / strata
-    number = np.zeros(len(values), dtype=np.int64)
     if width > 0:
         number = np.minimum(((values - low) / width).astype(np.int64), strata - 1)
-    parts = [members[number == stratum] for stratum in np.unique(number)]
-    parts.sort(key=len)
-    counts: list[int] = []
-    for place, part in enumerate(parts):
-        count = min(len(part), (n - sum(counts)) // (len(parts) - place))
-        counts.append(count)
-    return parts, counts
+    sizes = np.bincount(number, minlength=strata)
+    filled = np.flatnonzero(sizes)
+    left = n
+    for place, stratum in enumerate(filled[np.argsort(sizes[filled], kind="stable")]):
+        counts[stratum] = min(sizes[stratum], left // (len(filled) - place))
+        left -= counts[stratum]
+    return number, counts
