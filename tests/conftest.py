@@ -1,9 +1,14 @@
 """Fixtures that every test folder shares."""
 
+import json
 import os
+import socket
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -61,3 +66,35 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
 def diffusers() -> ModuleType:
     """The peer that is an oracle of networks and schedules."""
     return pytest.importorskip("diffusers")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def run_ranks() -> Callable[..., list[Any]]:
+    """run_ranks(script, size, *arguments, **environment): the Python text `script` in `size` processes, with the
+    environment of torchrun; the JSON that each rank prints last, in the order of ranks."""
+
+    def run(script: str, size: int, *arguments: object, timeout: float = 180, **environment: str) -> list[Any]:
+        world = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        ranks = []
+        for rank in range(size):
+            settings = {**os.environ, **world, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            command = [sys.executable, "-c", script, *map(str, arguments)]
+            pipe = subprocess.PIPE
+            settings.update(environment)
+            ranks.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=settings))
+        try:
+            outputs = [rank.communicate(timeout=timeout) for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.kill()
+        failed = [error[-2000:] for rank, (_, error) in zip(ranks, outputs, strict=True) if rank.returncode]
+        assert not failed, failed[0]
+        return [json.loads(output.splitlines()[-1]) for output, _ in outputs]
+
+    return run

@@ -1,0 +1,246 @@
+"""The processes of torchrun: who am I, what do the others have, and one of us writes the file.
+
+    torchrun --nproc-per-node 4 -m prunefast ...
+
+Without torchrun the world has one process and everything here is free. With it, the process group is made at the first
+call that needs the others: gloo for tensors on the CPU, NCCL for tensors on a GPU.
+
+Results must not depend on the number of processes. Sums of floating-point numbers do depend on their order, so the work
+is cut into blocks that are the same for every world (fixed rows each, counted from the first row), each block is computed
+whole by one process, and `sum_blocks` adds the blocks in their order:
+
+    blocks = -(-rows // 4096)
+    mine = [partial_sum(block) for block in owned(blocks)]      # float64 [...] each
+    total = sum_blocks(stack(mine), blocks)                     # the same bits in worlds of 1, 2 and 4, on every rank
+
+Files: `on_main(lambda: save(path))` runs on rank 0 while the others wait; then everyone reads. The processes see one file
+system, as those of one machine do.
+"""
+
+import atexit
+import contextlib
+import datetime
+import functools
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from prunefast.errors import InputError, MachineError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
+
+_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what env:// needs; torchrun sets all of them
+
+# How long one process waits for the others, who may compute for hours on rank 0. torchrun ends them all when one dies.
+_TIMEOUT = datetime.timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class World:
+    """rank       number of this process among all, 0 .. size - 1
+    size       processes
+    local_rank number of this process on its machine: which GPU is its own
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def world() -> World:
+    """The processes of this run: of a process group that the caller made, else of torchrun's environment, else one.
+
+    Costs microseconds and makes no process group. InputError where the environment is set in part or makes no sense.
+    """
+    dist = sys.modules.get("torch.distributed")  # not imported: nobody has made a group
+    if dist is not None and dist.is_available() and dist.is_initialized():
+        return World(dist.get_rank(), dist.get_world_size(), _whole("LOCAL_RANK", dist.get_rank()))
+    if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
+        return World()
+    rank, size = _whole("RANK"), _whole("WORLD_SIZE")
+    if not 0 <= rank < size:
+        raise InputError(f"RANK={rank}: must be from 0 to WORLD_SIZE - 1 = {size - 1}; start with torchrun")
+    if size > 1:
+        for name in _VARIABLES[2:]:
+            if not os.environ.get(name):
+                raise _half_set(name)
+    return World(rank, size, _whole("LOCAL_RANK", rank))
+
+
+def _whole(name: str, default: int | None = None) -> int:
+    text = os.environ.get(name)
+    if text is None:
+        if default is None:
+            raise _half_set(name)
+        return default
+    if not (text.isascii() and text.isdigit()):
+        raise InputError(f"{name}={text!r}: is not a whole number; start with torchrun, or unset it")
+    return int(text)
+
+
+def _half_set(missing: str) -> InputError:
+    given = " and ".join(name for name in _VARIABLES if os.environ.get(name))
+    return InputError(f"{missing}: is not set although {given} is; start with torchrun, or unset RANK and WORLD_SIZE")
+
+
+def is_main() -> bool:
+    """Whether this process prints and writes."""
+    return world().is_main
+
+
+def connect() -> World:
+    """The world, with its process group made. Every process has to call this, or anything below, as often as the others.
+
+    On a machine with GPUs the process takes GPU `local_rank` as its current one.
+    """
+    import torch
+    import torch.distributed as dist
+
+    here = world()
+    if here.size == 1 or dist.is_initialized():
+        return here
+    if not dist.is_available():
+        raise MachineError(
+            "torch was built without torch.distributed; install another torch, or start without torchrun"
+        )
+    with_gpus = torch.cuda.is_available() and dist.is_nccl_available()
+    if with_gpus:
+        torch.cuda.set_device(here.local_rank % torch.cuda.device_count())
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if with_gpus else "gloo", timeout=_TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise MachineError(f"rank {here.rank} of {here.size}: cannot reach the other processes ({reason})") from None
+    atexit.register(_disconnect)
+    return here
+
+
+def _disconnect() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        with contextlib.suppress(RuntimeError):  # the others may be gone already
+            dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Return when every process has come here."""
+    gather_objects(None)
+
+
+def broadcast_object(value: T, source: int = 0) -> T:
+    """`value` of rank `source`, on every rank. Small things: it is pickled (between processes of one run)."""
+    return gather_objects(value)[source]
+
+
+def gather_objects(value: T) -> list[T]:
+    """`value` of every rank, in the order of ranks, on every rank. Small things, as for `broadcast_object`."""
+    import torch.distributed as dist
+
+    here = connect()
+    if here.size == 1:
+        return [value]
+    everybody: list[Any] = [None] * here.size
+    dist.all_gather_object(everybody, value)
+    return everybody
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """`work()` on rank 0, once; its result, which is small and can be pickled, on every rank.
+
+    An error of rank 0 is raised on every rank, so that nobody waits for a process that gave up.
+    """
+    if connect().size == 1:
+        return work()
+    result: Any = None
+    error: Exception | None = None
+    if is_main():
+        try:
+            result = work()
+        except Exception as caught:
+            error = caught
+    failure, result = broadcast_object((_portable(error), result))
+    if error is not None:
+        raise error
+    if failure is not None:
+        raise failure
+    return result
+
+
+def _portable(error: Exception | None) -> Exception | None:
+    """The error, or one with its text where it does not survive pickling."""
+    if error is None:
+        return None
+    try:
+        pickle.loads(pickle.dumps(error))
+        return error
+    except Exception:
+        return MachineError(f"rank 0 failed: {type(error).__name__}: {error}")
+
+
+def all_gather_rows(rows: Any) -> Any:
+    """[n_0 + n_1 + ..., ...]: the rows [n_r, ...] of every rank, in the order of ranks, on every rank.
+
+    Ranks may have different numbers of rows, also none; the shape of a row and the dtype must be the same everywhere
+    (InputError on every rank otherwise). NumPy comes back as NumPy, a tensor on its device.
+    """
+    import numpy as np
+    import torch
+    import torch.distributed as dist
+
+    as_numpy = isinstance(rows, np.ndarray)
+    mine: Tensor = torch.from_numpy(np.ascontiguousarray(rows)) if as_numpy else rows.detach().contiguous()
+    here = connect()
+    if here.size == 1:
+        return rows
+    shapes = gather_objects((str(mine.dtype), tuple(mine.shape)))
+    if len({(dtype, shape[1:]) for dtype, shape in shapes}) > 1 or mine.ndim == 0:
+        raise InputError(f"rows: {shapes} on the ranks; all need one dtype and one shape of a row")
+    row_bytes = mine.element_size() * int(np.prod(mine.shape[1:]))
+    counts = [shape[0] for _, shape in shapes]
+    sent = mine.new_zeros(max(counts) * row_bytes, dtype=torch.uint8)  # bytes: gloo and NCCL lack some dtypes
+    sent[: mine.shape[0] * row_bytes] = mine.reshape(-1).view(torch.uint8)
+    received = [torch.empty_like(sent) for _ in counts]
+    dist.all_gather(received, sent)
+    whole = torch.cat([part[: count * row_bytes] for part, count in zip(received, counts, strict=True)])
+    out = whole.view(mine.dtype).reshape(sum(counts), *mine.shape[1:])
+    return out.numpy() if as_numpy else out
+
+
+def owned(blocks: int) -> range:
+    """The blocks this process computes, of 0 .. blocks - 1: every size-th from its rank on."""
+    here = world()
+    return range(here.rank, blocks, here.size)
+
+
+def gather_blocks(mine: Any, blocks: int) -> Any:
+    """[blocks, ...] in block order on every rank, from the blocks `owned` by each: [len(owned(blocks)), ...]."""
+    if len(mine) != len(owned(blocks)):
+        raise InputError(f"mine: {len(mine)} blocks where this rank owns {len(owned(blocks))} of {blocks}")
+    size = connect().size
+    gathered = all_gather_rows(mine)
+    if size == 1:
+        return gathered
+    first = [sum(len(range(r, blocks, size)) for r in range(rank)) for rank in range(size)]
+    return gathered[[first[block % size] + block // size for block in range(blocks)]]
+
+
+def sum_blocks(mine: Any, blocks: int) -> Any:
+    """The sum [...] over all blocks, added one after the other in block order: the same bits for every number of ranks.
+
+    mine: [len(owned(blocks)), ...] as for `gather_blocks`, blocks at least 1. It gathers all blocks on every rank: keep
+    blocks x row small, by larger blocks.
+    """
+    if blocks < 1:
+        raise InputError(f"blocks: must be at least 1, not {blocks}")
+    return functools.reduce(lambda total, block: total + block, gather_blocks(mine, blocks))
