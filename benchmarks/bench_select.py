@@ -1,8 +1,8 @@
 """Selection beside its peers: `pytest benchmarks/bench_select.py --benchmark-group-by=group`.
 
-Add `--benchmark-timer=time.process_time` on a machine that others use. Where a peer's package cannot be used (D2's needs a
-GPU, DeepCore's a training run), its algorithm stands here in plain NumPy or torch as it does the work. What is measured in
-a group is also compared: the same picks, or an objective that is no smaller (`extra_info`, shown with
+Add `--benchmark-timer=time.process_time` on a machine that others use. Where a peer's package cannot be used (D2's
+needs a GPU, DeepCore's a training run), its algorithm stands here in plain NumPy or torch as it does the work. What is
+measured in a group is also compared: the same picks, or an objective that is no smaller (`extra_info`, shown with
 `--benchmark-columns`). Peers that are not installed are left out. benchmarks/select_memory.py has the memory.
 """
 

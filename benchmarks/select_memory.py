@@ -1,8 +1,8 @@
 """Peak memory of every step over memory-mapped features: `python benchmarks/select_memory.py FOLDER [--rows 1000000]`.
 
 Each step is a process of its own; what is printed is its peak resident memory (VmHWM, the pages of the mapped features
-that it touched included), CPU seconds and wall seconds. The features are a Gaussian mixture of 1,000 centres, made once in
-FOLDER (1.5 GB for 1,000,000 x 384) and left there.
+that it touched included), CPU seconds and wall seconds. The features are a Gaussian mixture of 1,000 centres, made
+once in FOLDER (1.5 GB for 1,000,000 x 384) and left there.
 """
 
 import argparse

@@ -6,15 +6,15 @@ Without torchrun the world has one process and everything here is free. With it,
 call that needs the others: gloo for tensors on the CPU, NCCL for tensors on a GPU.
 
 Results must not depend on the number of processes. Sums of floating-point numbers do depend on their order, so the work
-is cut into blocks that are the same for every world (fixed rows each, counted from the first row), each block is computed
-whole by one process, and `sum_blocks` adds the blocks in their order:
+is cut into blocks that are the same for every world (fixed rows each, counted from the first row), each block is
+computed whole by one process, and `sum_blocks` adds the blocks in their order:
 
     blocks = -(-rows // 4096)
     mine = [partial_sum(block) for block in owned(blocks)]      # float64 [...] each
     total = sum_blocks(stack(mine), blocks)                     # the same bits in worlds of 1, 2 and 4, on every rank
 
-Files: `on_main(lambda: save(path))` runs on rank 0 while the others wait; then everyone reads. The processes see one file
-system, as those of one machine do.
+Files: `on_main(lambda: save(path))` runs on rank 0 while the others wait; then everyone reads. The processes see one
+file system, as those of one machine do.
 """
 
 import atexit
@@ -99,7 +99,8 @@ def is_main() -> bool:
 
 
 def connect() -> World:
-    """The world, with its process group made. Every process has to call this, or anything below, as often as the others.
+    """The world, with its process group made. Every process has to call this, or anything below, as often as the
+    others.
 
     On a machine with GPUs the process takes GPU `local_rank` as its current one.
     """
