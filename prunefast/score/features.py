@@ -27,12 +27,20 @@ def rows_of(features: np.ndarray, positions: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(features[positions])
 
 
-def distances(features: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Euclidean distance float64 of every row to `centre`: one point [D], or one for each row [N, D]."""
+def distances(
+    features: np.ndarray, centre: np.ndarray, own: np.ndarray | None = None, length: np.ndarray | None = None
+) -> np.ndarray:
+    """Euclidean distance float64 of every row to `centre` [D]; with `own` int64 [N], to row own[i] of `centre` [K, D].
+
+    length  float64 [N]: rows are divided by it first (the unit rows of spherical clusters)
+    """
     result = np.empty(len(features))
+    centre = centre.astype(np.float64)
     for start in range(0, len(features), 4096):
         rows = slice(start, start + 4096)
-        point = centre if centre.ndim == 1 else centre[rows]
-        difference = features[rows].astype(np.float64) - point
+        values = features[rows].astype(np.float64)
+        if length is not None:
+            values /= length[rows, None]
+        difference = values - (centre if own is None else centre[own[rows]])
         result[rows] = np.sqrt(np.einsum("nd,nd->n", difference, difference))
     return result

@@ -61,7 +61,7 @@ class HierarchicalOptions:
 def choose(request: Request) -> Choice:
     options: HierarchicalOptions = request.options
     picked = np.zeros(request.total, dtype=bool)
-    scores = random_scores(request.total, request.seed)
+    scores = random_scores(request.total, request.seed, stream=2)
     clusters = np.empty(request.total, dtype=np.int64)
     count = 0
     for group, positions in classes_of(request.groups, request.total):
@@ -90,7 +90,7 @@ def _hierarchy(rows: np.ndarray, options: HierarchicalOptions, seed: int) -> tup
     k = min(options.k or default_k(len(rows)), len(rows))
     found = ops.kmeans(rows, k, iterations=options.iterations, seed=seed)
     labels = [np.asarray(found.labels)]
-    distance = distances(rows, np.asarray(found.centroids, dtype=np.float64)[labels[0]])
+    distance = distances(rows, np.asarray(found.centroids), labels[0])
     points = np.asarray(found.centroids)
     for _ in range(options.levels - 1):
         k = -(-len(points) // options.shrink)
@@ -110,7 +110,7 @@ def _resampled(points: np.ndarray, k: int, options: HierarchicalOptions, seed: i
     centroids, own = np.asarray(found.centroids), np.asarray(found.labels)
     r = max(1, len(points) // k // 2)
     for _ in range(options.resampling):
-        far = distances(points, centroids.astype(np.float64)[own])
+        far = distances(points, centroids, own)
         order = np.lexsort((far, own))
         sizes = np.bincount(own, minlength=k)
         rank = np.arange(len(points)) - np.repeat(np.cumsum(sizes) - sizes, sizes)

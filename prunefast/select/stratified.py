@@ -54,7 +54,7 @@ class StratifiedOptions:
 def choose(request: Request) -> Choice:
     options: StratifiedOptions = request.options
     picked = request.must_keep.copy()
-    drawn = random_scores(request.total, request.seed)
+    drawn = random_scores(request.total, request.seed, stream=1)
     values = request.scores if options.hard == "low" else -request.scores
     for group, positions in classes_of(request.groups, request.total):
         want = int(request.quota[group])
