@@ -8,8 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .denoising_loss import load_unit
-from .philox import BLOCK_QUADS, normals, seed_words
+from .images import load_noise, load_unit, place_in_image
+from .philox import BLOCK_QUADS, seed_words
 
 
 @triton.jit(do_not_specialize=["seed_low", "seed_high"])
@@ -57,21 +57,10 @@ def add_noise_kernel(
     x = element % width
     y = element // width % height
     channel = element // width // height
-    row = y
-    column = x
-    if CROP:
-        row += tl.load(corner + 2 * sample)
-        column += tl.load(corner + 2 * sample + 1)
-    source = column
-    if FLIP:
-        source = tl.where(tl.load(flip + sample) != 0, image_width - 1 - column, column)
+    row, column, source = place_in_image(corner, flip, sample, y, x, image_width, CROP, FLIP)
     clean = load_unit(x0 + sample * x0_sample + channel * x0_channel + row * x0_row + source * x0_column, inside)
-    if PHILOX:
-        quad = block * QUADS + tl.arange(0, QUADS)
-        random = normals(quad, 0, tl.load(position + sample), seed_low, seed_high)
-    else:
-        at = noise + sample * noise_sample + channel * noise_channel + y * noise_row + x * noise_column
-        random = tl.load(at, mask=inside, other=0).to(tl.float32)
+    offset = sample * noise_sample + channel * noise_channel + y * noise_row + x * noise_column
+    random = load_noise(noise, position, sample, block, offset, inside, seed_low, seed_high, PHILOX, QUADS)
     value = tl.load(alpha + sample) * clean + tl.load(sigma + sample) * random
     if COORDINATES:
         first = element < noisy + height * width

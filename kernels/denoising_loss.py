@@ -10,16 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .philox import BLOCK_QUADS, normals, seed_words
-
-
-@triton.jit
-def load_unit(pointer, mask):
-    """A pixel as float32; uint8 becomes x / 127.5 - 1."""
-    value = tl.load(pointer, mask=mask, other=0)
-    if pointer.dtype.element_ty == tl.uint8:
-        return (2.0 * value.to(tl.float32) - 255.0) / 255.0
-    return value.to(tl.float32)
+from .images import load_noise, load_unit, place_in_image
+from .philox import BLOCK_QUADS, seed_words
 
 
 @triton.jit(do_not_specialize=["seed_low", "seed_high"])
@@ -74,21 +66,11 @@ def denoising_loss_kernel(
     y = element // width % height
     channel = element // width // height
     # 2. the clean image: mirrored, then cut
-    row = y
-    column = x
-    if CROP:
-        row += tl.load(corner + 2 * sample)
-        column += tl.load(corner + 2 * sample + 1)
-    if FLIP:
-        column = tl.where(tl.load(flip + sample) != 0, image_width - 1 - column, column)
-    clean = load_unit(x0 + sample * x0_sample + channel * x0_channel + row * x0_row + column * x0_column, inside)
+    row, _column, source = place_in_image(corner, flip, sample, y, x, image_width, CROP, FLIP)
+    clean = load_unit(x0 + sample * x0_sample + channel * x0_channel + row * x0_row + source * x0_column, inside)
     # 3. the noise of these elements: read, or made from the image's position
-    if PHILOX:
-        quad = block * QUADS + tl.arange(0, QUADS)
-        random = normals(quad, 0, tl.load(position + sample), seed_low, seed_high)
-    else:
-        at = noise + sample * noise_sample + channel * noise_channel + y * noise_row + x * noise_column
-        random = tl.load(at, mask=inside, other=0).to(tl.float32)
+    offset = sample * noise_sample + channel * noise_channel + y * noise_row + x * noise_column
+    random = load_noise(noise, position, sample, block, offset, inside, seed_low, seed_high, PHILOX, QUADS)
     # 4. the difference, its square, its gradient
     at = pred + sample * pred_sample + channel * pred_channel + y * pred_row + x * pred_column
     value = tl.load(at, mask=inside, other=0).to(tl.float32)

@@ -33,7 +33,7 @@ except ImportError as error:
 
 __version__ = "0.1.0"
 
-_ABI = 2
+_ABI = 3
 if _native.abi_version() != _ABI:
     raise ImportError(
         f"prunefast's native module has interface {_native.abi_version()}, the Python code expects {_ABI}: "
@@ -47,6 +47,8 @@ _EXPORTS = {
     "score": "prunefast.score",
     "select": "prunefast.select",
     "Coreset": "prunefast.select",
+    "reweight": "prunefast.reweight",
+    "ClassWeights": "prunefast.reweight",
     "CoresetLoader": "prunefast.stream",
     "CoresetSampler": "prunefast.stream",
     "Batch": "prunefast.stream",
@@ -54,6 +56,10 @@ _EXPORTS = {
     "TrainConfig": "prunefast.train",
     "train": "prunefast.train",
     "sample": "prunefast.train",
+    "export_model": "prunefast.train",
+    "import_model": "prunefast.train",
+    "tdc": "prunefast.tdc",
+    "TDCOptions": "prunefast.tdc",
     "evaluate": "prunefast.evaluate",
     "report": "prunefast.report",
     "PrunefastError": "prunefast.errors",
@@ -64,25 +70,31 @@ _SUBMODULES = ("data", "diffusion", "models", "ops")
 
 __all__ = [
     "Batch",
+    "ClassWeights",
     "Coreset",
     "CoresetLoader",
     "CoresetSampler",
     "DenoisingLoss",
     "InputError",
     "PrunefastError",
+    "TDCOptions",
     "TrainConfig",
     "__version__",
     "data",
     "diffusion",
     "embed",
     "evaluate",
+    "export_model",
+    "import_model",
     "models",
     "open_dataset",
     "ops",
     "report",
+    "reweight",
     "sample",
     "score",
     "select",
+    "tdc",
     "train",
 ]
 
@@ -101,7 +113,7 @@ class _Package(ModuleType):
     """`prunefast.score` is the function, whoever imported the sub-package of that name before.
 
     The import system binds every sub-package to its parent's attribute of the same name; for `score`, `select`,
-    `train`, `evaluate` and `report` that would hide the function.
+    `train`, `tdc`, `evaluate`, `report` and `reweight` that would hide the function.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -124,7 +136,9 @@ if TYPE_CHECKING:
     from prunefast.errors import InputError, PrunefastError
     from prunefast.evaluate import evaluate  # type: ignore[no-redef]
     from prunefast.report import report
+    from prunefast.reweight import ClassWeights, reweight  # type: ignore[no-redef]
     from prunefast.score import score
     from prunefast.select import Coreset, select
     from prunefast.stream import Batch, CoresetLoader, CoresetSampler
-    from prunefast.train import TrainConfig, sample, train  # type: ignore[no-redef]
+    from prunefast.tdc import TDCOptions, tdc  # type: ignore[no-redef]
+    from prunefast.train import TrainConfig, export_model, import_model, sample, train  # type: ignore[no-redef]

@@ -5,13 +5,13 @@
 Without torchrun the world has one process and everything here is free. With it, the process group is made at the first
 call that needs the others: gloo for tensors on the CPU, NCCL for tensors on a GPU.
 
-Results must not depend on the number of processes. Sums of floating-point numbers do depend on their order, so the work
-is cut into blocks that are the same for every world (fixed rows each, counted from the first row), each block is
+Results must not depend on the number of processes. Sums of floating-point numbers do depend on their order, so the
+work is cut into blocks that are the same for every world (fixed rows each, counted from the first row), each block is
 computed whole by one process, and `sum_blocks` adds the blocks in their order:
 
     blocks = -(-rows // 4096)
-    mine = [partial_sum(block) for block in owned(blocks)]      # float64 [...] each
-    total = sum_blocks(stack(mine), blocks)                     # the same bits in worlds of 1, 2 and 4, on every rank
+    mine = [partial_sum(block) for block in owned(blocks)]  # float64 [...] each
+    total = sum_blocks(stack(mine), blocks)  # the same bits in worlds of 1, 2 and 4, on every rank
 
 Files: `on_main(lambda: save(path))` runs on rank 0 while the others wait; then everyone reads. The processes see one
 file system, as those of one machine do.
@@ -24,7 +24,7 @@ import functools
 import os
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -99,8 +99,7 @@ def is_main() -> bool:
 
 
 def connect() -> World:
-    """The world, with its process group made. Every process has to call this, or anything below, as often as the
-    others.
+    """The world, with its process group made. All processes call this, and anything below, equally often.
 
     On a machine with GPUs the process takes GPU `local_rank` as its current one.
     """
@@ -245,3 +244,19 @@ def sum_blocks(mine: Any, blocks: int) -> Any:
     if blocks < 1:
         raise InputError(f"blocks: must be at least 1, not {blocks}")
     return functools.reduce(lambda total, block: total + block, gather_blocks(mine, blocks))
+
+
+def add_over_ranks(tensors: Sequence["Tensor"]) -> None:
+    """Replace each tensor by its sum over the ranks, in one exchange: gradients. All of one dtype and device.
+
+    The order of the addition is the backend's: the last digits depend on the number of ranks.
+    """
+    import torch
+    import torch.distributed as dist
+
+    if connect().size == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.all_reduce(flat)
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view(tensor.shape))

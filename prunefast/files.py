@@ -208,6 +208,8 @@ class RunFolder:
         self.knn = self.path / "knn.npz"
         self.scores = self.path / "scores.parquet"
         self.coreset = self.path / "coreset.parquet"
+        self.class_weights = self.path / "class_weights.json"
+        self.reweight = self.path / "reweight"  # the proxy's training folder
         self.train = self.path / "train"
         self.samples = self.path / "samples"
         self.metrics = self.path / "metrics.json"

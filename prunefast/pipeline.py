@@ -24,12 +24,15 @@ from prunefast.files import RunFolder, lock_folder, make_folder, read_json, remo
 from prunefast.graph import KnnGraph, build_graph
 from prunefast.progress import format_seconds
 from prunefast.report import report
+from prunefast.reweight import reweight
 from prunefast.score import METHODS, column_scores, combine, score
 from prunefast.score import column as user_column
 from prunefast.score.combine import DIRECTION as COMBINE_DIRECTION
 from prunefast.score.combine import check_weights
+from prunefast.score.methods import find_method
 from prunefast.score.options import make_options
 from prunefast.score.parquet_file import to_json
+from prunefast.score.surrogate import SURROGATES, Checkpoints, resolve_checkpoints, surrogate_score
 from prunefast.score.table import load_manifests, load_scores, save_scores
 from prunefast.select import SELECTIONS, Coreset, select
 from prunefast.select.compare import check_rate, compare
@@ -37,7 +40,7 @@ from prunefast.select.selection import check_selection
 from prunefast.train import TrainConfig, sample, train
 from prunefast.train.sample import PROTOCOL_FILE, check_sampling
 from prunefast.train.setup import check_training
-from prunefast.train.state import list_checkpoints
+from prunefast.train.state import find_checkpoint, list_checkpoints
 
 # Clusters spread the budget over the data by themselves; the others choose inside each class where there are classes.
 GLOBAL_METHODS = ("clusters", "hierarchical", "facility-location")
@@ -154,9 +157,7 @@ def score_run(
     """One column of scores.parquet. per_class None: per class where the data has classes; scores of the kNN graph over
     all images, so that one graph serves them all.
     """
-    if method not in METHODS:
-        raise InputError(f"method: {method!r} is not a score; there are {', '.join(METHODS)}")
-    chosen = METHODS[method]
+    chosen = find_method(method)
     per_class = data.labels is not None and not chosen.uses_graph if per_class is None else per_class
     made = dataclasses.asdict(chosen.make_options(options))
     made.pop("graph", None)
@@ -176,6 +177,32 @@ def score_run(
         save_scores(run.scores, data, method, values, manifest)
     kind = "per class" if per_class and chosen.uses_classes else "over all images"
     return Outcome(f"{len(data):,} scores, {method}, {kind}", manifest, repeated)
+
+
+def surrogate_run(
+    run: RunFolder,
+    data: ImageDataset,
+    method: str,
+    checkpoint: Checkpoints | None,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    progress: bool = False,
+    **options: Any,
+) -> Outcome:
+    """One column of scores.parquet from a trained diffusion model (`SURROGATES`)."""
+    chosen = SURROGATES[method]
+    made = chosen.make_options(options)
+    paths = resolve_checkpoints(checkpoint, method)
+    manifest = {"method": method, "options": dataclasses.asdict(made), "seed": seed}
+    manifest |= {"checkpoints": [find_checkpoint(path)[1]["digest"] for path in paths]}
+    manifest |= {"direction": chosen.direction(made)}
+    known = load_manifests(run.scores, data).get(method) if run.scores.exists() else None
+    repeated = known is not None and _agrees(known, manifest)
+    if not repeated:
+        arguments = {"method": method, "seed": seed, "device": device, "progress": progress, **options}
+        save_scores(run.scores, data, method, surrogate_score(data, paths, **arguments), manifest)
+    return Outcome(f"{len(data):,} scores, {method}, {len(paths)} checkpoint(s)", manifest, repeated)
 
 
 def column_run(
@@ -421,6 +448,24 @@ def _refuse_if_trained(coreset_path: Path) -> None:
         )
 
 
+def reweight_run(
+    config: TrainConfig,
+    data: ImageDataset,
+    coreset: Coreset,
+    reference: str | os.PathLike[str],
+    *,
+    progress: bool = False,
+    **options: Any,
+) -> Outcome:
+    """OUT/class_weights.json, by a proxy in OUT/reweight. Continues a run that was stopped."""
+    path = RunFolder(config.out).class_weights
+    before = list_checkpoints(RunFolder(config.out).reweight)[:1]
+    weights = reweight(config, data, coreset, reference=reference, progress=progress, **options)
+    facts = {"class_weights": str(path), "average": dict(zip(weights.classes, weights.average.tolist(), strict=True))}
+    repeated = before != [] and before == list_checkpoints(RunFolder(config.out).reweight)[:1]
+    return Outcome(f"weights of {len(weights)} {weights.groups}: {path}", facts, repeated)
+
+
 def train_run(config: TrainConfig, data: ImageDataset, coreset: Coreset, *, progress: bool = False) -> Outcome:
     """OUT/train. Continues a run that was stopped."""
     result = train(config, data, coreset, progress=progress)
@@ -429,6 +474,33 @@ def train_run(config: TrainConfig, data: ImageDataset, coreset: Coreset, *, prog
     loss = f", loss {result.loss:.4f}" if result.loss is not None else ""
     text = f"{result.images:,} images on {len(coreset):,} in {format_seconds(result.seconds)}{rate}{loss}"
     return Outcome(text, facts, result.repeated)
+
+
+def open_trained(
+    run: RunFolder,
+    state: Mapping[str, Any],
+    *,
+    data: str | None = None,
+    coreset: str | None = None,
+    **options: Any,
+) -> tuple[ImageDataset, Coreset]:
+    """The data and the coreset that a checkpoint of `run` was trained on, opened again: those given, those of the run,
+    or those its configuration names, in this order."""
+    config = state["config"]
+    if data is not None:
+        opened = open_dataset(data, **{**options, "image_size": options.get("image_size") or config.get("image_size")})
+    elif run.items.exists():
+        opened = open_run(run)
+    elif config.get("data"):
+        given = {key: options.get(key) or config.get(key) for key in ("split", "image_size")}
+        opened = open_dataset(config["data"], **{**options, **given})
+    else:
+        raise InputError(f"{run.path}: does not know its data; name what the network was trained on (--data)")
+    size = state["model"]["image_size"]
+    opened = opened if opened.image_size == size else opened.with_image_size(size)
+    known = [coreset, config.get("coreset"), str(run.coreset) if run.coreset.exists() else None]
+    path = next((entry for entry in known if entry), None)
+    return opened, Coreset.load(path, opened) if path else Coreset.full(opened)
 
 
 def sample_run(folder: Path, n: int, out: Path | None = None, *, progress: bool = False, **options: Any) -> Outcome:

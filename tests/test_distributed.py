@@ -59,6 +59,9 @@ try:
 except InputError as error:
     found["shapes"] = "one shape of a row" in str(error)
 distributed.barrier()
+parts = [torch.full((2, 3), 1.0 + here.rank), torch.tensor(10.0)]
+add_over_ranks(parts)
+found["added"] = [parts[0].tolist(), parts[1].item()]
 print(json.dumps(found))
 """
 
@@ -79,6 +82,7 @@ def test_everybody_knows_everybody(worlds, size):
         assert found["numbers"] == [10 * r + k for r in range(size) for k in range(3)]
         assert found["empty"] == [size, 0]
         assert found["blocks"] == [0, 1, 2, 3, 4]
+        assert found["added"] == [[[size * (size + 1) / 2] * 3] * 2, 10.0 * size]
 
 
 def test_a_sum_has_the_same_bits_in_every_world(worlds):

@@ -3,7 +3,10 @@
 
 #include <pybind11/pybind11.h>
 
-#include "prunefast/prunefast.h"
+#include <new>
+#include <stdexcept>
+
+#include "prunefast/prunefast_cuda.h"
 
 namespace py = pybind11;
 
@@ -12,6 +15,27 @@ namespace prunefast {
 template <typename T>
 inline T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
+}
+
+// Runs a call of the C interface without the GIL, and turns a status into an exception with the library's own text.
+template <typename Call>
+void checked(Call call, const char* (*last_error)()) {
+  int32_t status;
+  {
+    py::gil_scoped_release release;
+    status = call();
+  }
+  switch (status) {
+    case PRUNEFAST_OK:
+      return;
+    case PRUNEFAST_OUT_OF_MEMORY:
+      throw std::bad_alloc();
+    case PRUNEFAST_OUT_OF_RANGE:
+    case PRUNEFAST_UNSUPPORTED:
+      throw py::value_error(last_error());
+    default:
+      throw std::runtime_error(last_error());
+  }
 }
 
 // (address, dtype, stride of sample, channel, row, column); None: absent.

@@ -1,11 +1,8 @@
 // The Python face of the CUDA kernels, a module of its own that is loaded when a CUDA tensor first needs it. As
 // module.cpp: addresses in, GIL released, status to exception.
-#include <new>
-#include <stdexcept>
 #include <string>
 
 #include "arguments.h"
-#include "prunefast/prunefast_cuda.h"
 
 namespace {
 
@@ -13,21 +10,7 @@ using namespace prunefast;
 
 template <typename Call>
 void run(Call call) {
-  int32_t status;
-  {
-    py::gil_scoped_release release;
-    status = call();
-  }
-  switch (status) {
-    case PRUNEFAST_OK:
-      return;
-    case PRUNEFAST_OUT_OF_MEMORY:
-      throw std::bad_alloc();
-    case PRUNEFAST_UNSUPPORTED:
-      throw py::value_error(prunefast_cuda_last_error());
-    default:
-      throw std::runtime_error(prunefast_cuda_last_error());
-  }
+  checked(call, prunefast_cuda_last_error);
 }
 
 // (samples, pixels, channels, groups, x, weight, bias, scale, shift, modulation row stride, dtypes of x, weight and

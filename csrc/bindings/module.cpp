@@ -1,9 +1,6 @@
 // The Python face of the C interface: addresses and sizes in, a status out. It sees neither torch nor NumPy, releases
 // the GIL around every call, and turns a status into an exception; prunefast.ops checks and converts before it comes
 // here.
-#include <new>
-#include <stdexcept>
-
 #include "arguments.h"
 
 namespace {
@@ -12,21 +9,18 @@ using namespace prunefast;
 
 template <typename Call>
 void run(Call call) {
-  int32_t status;
-  {
-    py::gil_scoped_release release;
-    status = call();
-  }
-  switch (status) {
-    case PRUNEFAST_OK:
-      return;
-    case PRUNEFAST_OUT_OF_MEMORY:
-      throw std::bad_alloc();
-    case PRUNEFAST_OUT_OF_RANGE:
-      throw py::value_error(prunefast_last_error());
-    default:
-      throw std::runtime_error(prunefast_last_error());
-  }
+  checked(call, prunefast_last_error);
+}
+
+prunefast_rows rows(const py::tuple& fields) {
+  prunefast_rows args = {};
+  args.x = pointer<void>(fields[0].cast<uintptr_t>());
+  args.dtype = fields[1].cast<int32_t>();
+  int64_t* const sizes[] = {&args.rows, &args.columns, &args.row_stride};
+  for (size_t i = 0; i < 3; ++i) *sizes[i] = fields[2 + i].cast<int64_t>();
+  args.row = pointer<int64_t>(fields[5].cast<uintptr_t>());
+  args.threads = fields[6].cast<int32_t>();
+  return args;
 }
 
 }  // namespace
@@ -53,7 +47,7 @@ PYBIND11_MODULE(_native, m) {
   });
   m.def("topk", [](uintptr_t x, uintptr_t y, int64_t rows, int64_t others, int64_t columns, int64_t x_row_stride,
                    int64_t y_row_stride, int64_t k, bool inner, bool certify, bool exclude_self, uintptr_t index,
-                   uintptr_t distance, int32_t threads) {
+                   uintptr_t distance, uintptr_t sums, uintptr_t counts, int32_t threads) {
     const prunefast_topk_args args = {pointer<float>(x),
                                       pointer<float>(y),
                                       rows,
@@ -67,7 +61,9 @@ PYBIND11_MODULE(_native, m) {
                                       exclude_self,
                                       threads,
                                       pointer<int64_t>(index),
-                                      pointer<float>(distance)};
+                                      pointer<float>(distance),
+                                      pointer<double>(sums),
+                                      pointer<int64_t>(counts)};
     run([&] { return prunefast_topk(&args); });
   });
   m.def("class_sums", [](uintptr_t x, int64_t rows, int64_t columns, int64_t x_row_stride, uintptr_t labels,
@@ -75,6 +71,17 @@ PYBIND11_MODULE(_native, m) {
     run([=] {
       return prunefast_class_sums(pointer<float>(x), rows, columns, x_row_stride, pointer<int64_t>(labels), classes,
                                   pointer<double>(sums), pointer<int64_t>(counts), add, threads);
+    });
+  });
+  // x: address, dtype, rows, columns, row stride, address of the row numbers, threads.
+  m.def("moments", [](const py::tuple& x, uintptr_t mean, uintptr_t covariance) {
+    const prunefast_rows args = rows(x);
+    run([&] { return prunefast_moments(&args, pointer<double>(mean), pointer<double>(covariance)); });
+  });
+  m.def("mahalanobis", [](const py::tuple& x, uintptr_t mean, uintptr_t factor, uintptr_t squared) {
+    const prunefast_rows args = rows(x);
+    run([&] {
+      return prunefast_mahalanobis(&args, pointer<double>(mean), pointer<double>(factor), pointer<double>(squared));
     });
   });
   m.def("denoising_loss",

@@ -9,6 +9,6 @@ char* error_text() {
 
 }  // namespace prunefast
 
-int32_t prunefast_abi_version(void) { return 2; }
+int32_t prunefast_abi_version(void) { return 3; }
 
 const char* prunefast_last_error(void) { return prunefast::error_text(); }

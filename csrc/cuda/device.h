@@ -158,6 +158,18 @@ PRUNEFAST_DEVICE void store_vector(T* to, const float* in) {
   store_words(to, bits);
 }
 
+// ---- random numbers
+
+struct Quad {
+  uint32_t word[4];
+};
+
+PRUNEFAST_DEVICE Quad quad_of(uint32_t quad, uint32_t stream, uint64_t position, uint64_t seed) {
+  const Words<uint64_t> words =
+      philox<uint64_t>(quad, stream, (uint32_t)position, (uint32_t)(position >> 32), seed);
+  return {{(uint32_t)words.word[0], (uint32_t)words.word[1], (uint32_t)words.word[2], (uint32_t)words.word[3]}};
+}
+
 // ---- sums
 
 // Lane 0 gets the sum over its warp, always in the same order.

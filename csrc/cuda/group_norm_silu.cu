@@ -111,6 +111,31 @@ __global__ void __launch_bounds__(kBlock) moments_kernel(const Tiling t, const T
   write_partial<T>(t, spot, sum, square, shared, partial);
 }
 
+struct ChannelSums {
+  double first, second;
+};
+
+// Both sums of a channel over its chunks, in their order.
+PRUNEFAST_DEVICE ChannelSums channel_sums(const Tiling& t, const float* partial, int64_t sample, int64_t channel) {
+  const float* mine = partial + sample * t.chunks * 2 * t.channels + channel;
+  ChannelSums sums = {0, 0};
+  for (int64_t k = 0; k < t.chunks; ++k) {
+    sums.first += mine[2 * k * t.channels];
+    sums.second += mine[(2 * k + 1) * t.channels];
+  }
+  return sums;
+}
+
+// The norm, its affine map and the modulation of a channel as one multiply-add.
+PRUNEFAST_DEVICE void write_map(const Tiling& t, const Parameters& p, int64_t sample, int64_t channel, double centre,
+                                double inverse, float* factor, float* offset) {
+  const double weight = read(p.weight, p.weight_dtype, channel), bias = read(p.bias, p.weight_dtype, channel);
+  const double times = gain(p, sample, channel);
+  const double plus = p.shift ? read(p.shift, p.modulation_dtype, sample * p.modulation_row_stride + channel) : 0.0f;
+  factor[sample * t.channels + channel] = (float)(inverse * weight * times);
+  offset[sample * t.channels + channel] = (float)((bias - centre * inverse * weight) * times + plus);
+}
+
 PRUNEFAST_DEVICE double everywhere(double value, double* shared) {
   value = warp_sum(value);
   if (threadIdx.x == 0) *shared = value;
@@ -129,24 +154,17 @@ __global__ void __launch_bounds__(kWarp) statistics_kernel(const Tiling t, const
   const int64_t sample = blockIdx.x / t.groups, group = blockIdx.x % t.groups;
   const int64_t each = t.channels / t.groups, begin = group * each;
   const double pixels = (double)t.pixels, elements = pixels * (double)each;
-  const float* mine = partial + sample * t.chunks * 2 * t.channels;
   const T* pivot = x + sample * t.pixels * t.channels;
   double total = 0;
   for (int64_t c = begin + threadIdx.x; c < begin + each; c += kWarp) {
-    double sum = 0;
-    for (int64_t k = 0; k < t.chunks; ++k) sum += mine[2 * k * t.channels + c];
-    total += sum + pixels * to_float(pivot[c]);
+    total += channel_sums(t, partial, sample, c).first + pixels * to_float(pivot[c]);
   }
   const double centre = everywhere(total, &shared) / elements;
   total = 0;
   for (int64_t c = begin + threadIdx.x; c < begin + each; c += kWarp) {
-    double sum = 0, square = 0;
-    for (int64_t k = 0; k < t.chunks; ++k) {
-      sum += mine[2 * k * t.channels + c];
-      square += mine[(2 * k + 1) * t.channels + c];
-    }
+    const ChannelSums sums = channel_sums(t, partial, sample, c);
     const double away = to_float(pivot[c]) - centre;  // of the pivot: squares about it become squares about the mean
-    total += square + 2 * away * sum + pixels * away * away;
+    total += sums.second + 2 * away * sums.first + pixels * away * away;
   }
   const double variance = everywhere(total, &shared) / elements;
   const double inverse = 1.0 / sqrt((variance > 0 ? variance : variance != variance ? variance : 0.0) + (double)eps);
@@ -154,13 +172,8 @@ __global__ void __launch_bounds__(kWarp) statistics_kernel(const Tiling t, const
     mean[blockIdx.x] = (float)centre;
     rstd[blockIdx.x] = (float)inverse;
   }
-  for (int64_t c = begin + threadIdx.x; c < begin + each; c += kWarp) {
-    const double weight = read(p.weight, p.weight_dtype, c), bias = read(p.bias, p.weight_dtype, c);
-    const double times = gain(p, sample, c);
-    const double plus = p.shift ? read(p.shift, p.modulation_dtype, sample * p.modulation_row_stride + c) : 0.0f;
-    factor[sample * t.channels + c] = (float)(inverse * weight * times);
-    offset[sample * t.channels + c] = (float)((bias - centre * inverse * weight) * times + plus);
-  }
+  for (int64_t c = begin + threadIdx.x; c < begin + each; c += kWarp)
+    write_map(t, p, sample, c, centre, inverse, factor, offset);
 }
 
 template <int size>
@@ -202,10 +215,7 @@ __global__ void __launch_bounds__(kBlock) tables_kernel(const Tiling t, const Pa
   const int64_t i = (int64_t)blockIdx.x * kBlock + threadIdx.x;
   if (i >= t.samples * t.channels) return;
   const int64_t sample = i / t.channels, c = i % t.channels, group = sample * t.groups + c / (t.channels / t.groups);
-  const double inverse = rstd[group], weight = read(p.weight, p.weight_dtype, c), times = gain(p, sample, c);
-  const double plus = p.shift ? read(p.shift, p.modulation_dtype, sample * p.modulation_row_stride + c) : 0.0f;
-  factor[i] = (float)(inverse * weight * times);
-  offset[i] = (float)((read(p.bias, p.weight_dtype, c) - mean[group] * inverse * weight) * times + plus);
+  write_map(t, p, sample, c, mean[group], rstd[group], factor, offset);
 }
 
 PRUNEFAST_DEVICE float slope_at(const Tiling& t, float z) {
@@ -260,15 +270,10 @@ __global__ void __launch_bounds__(kWarp) gradient_statistics_kernel(const Tiling
   const int64_t sample = blockIdx.x / t.groups, group = blockIdx.x % t.groups;
   const int64_t each = t.channels / t.groups, begin = group * each;
   const double elements = (double)t.pixels * (double)each, inverse = rstd[blockIdx.x];
-  const float* mine = partial + sample * t.chunks * 2 * t.channels;
   double total1 = 0, total2 = 0;
   for (int64_t c = begin + threadIdx.x; c < begin + each; c += kWarp) {
-    double s1 = 0, s2 = 0;
-    for (int64_t k = 0; k < t.chunks; ++k) {
-      s1 += mine[2 * k * t.channels + c];
-      s2 += mine[(2 * k + 1) * t.channels + c];
-    }
-    s2 *= inverse;
+    const ChannelSums both = channel_sums(t, partial, sample, c);
+    const double s1 = both.first, s2 = both.second * inverse;
     const double weight = read(p.weight, p.weight_dtype, c), slope = weight * gain(p, sample, c);
     total1 += slope * s1;
     total2 += slope * s2;

@@ -185,7 +185,7 @@ PRUNEFAST_DEVICE void read_group(const Walk& walk, const Place& place, int64_t s
   } else {
     const uint64_t position = (uint64_t)walk.position[sample];
 #pragma unroll
-    for (uint32_t i = 0; i < size; i += 4) normals(philox(place.first / 4 + i / 4, 0, position, walk.seed), random + i);
+    for (uint32_t i = 0; i < size; i += 4) normals(quad_of(place.first / 4 + i / 4, 0, position, walk.seed).word, random + i);
   }
   if constexpr (size == kGroup) {
     if (with_mine && mine.vector) unpack(raw_mine, mine.dtype, value);

@@ -18,7 +18,7 @@ PRUNEFAST_DEVICE void put(T* out, int64_t at, int count, const Quad& quad) {
     if constexpr (Kind == PRUNEFAST_UNIFORM) {
       for (int i = 0; i < 4; ++i) number[i] = uniform(quad.word[i]);
     } else {
-      normals(quad, number);
+      normals(quad.word, number);
     }
     for (int i = 0; i < 4; ++i) value[i] = from_float<T>(number[i]);
   }
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kBlock) philox_kernel(T* out, int64_t elements
     if (element >= elements) return;
     const int64_t left = elements - element;
     put<Kind, T, vector>(out, sample * elements + element, left < 4 ? (int)left : 4,
-                         philox((uint32_t)quad, stream, place, seed));
+                         quad_of((uint32_t)quad, stream, place, seed));
   }
 }
 

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import prunefast
 from prunefast.distributed import on_main, world
-from prunefast.errors import PrunefastError
+from prunefast.errors import InputError, PrunefastError
 from prunefast.files import explain_os_error
 from prunefast.waiting import wait_briefly
 
@@ -26,9 +26,14 @@ COMMANDS = {
     "embed": "open a data set and compute its features",
     "score": "score every image from the features",
     "select": "keep a coreset under a budget",
+    "encode-latents": "encode a data set with a local autoencoder, once, to train on its latents",
+    "reweight": "find class weights: a proxy against a frozen reference",
     "train": "train a diffusion model on exactly the coreset",
+    "tdc": "prune and fine-tune one network a timestep group of a trained one",
     "sample": "sample images from a checkpoint",
     "evaluate": "compare samples with a reference: Frechet distance, KID, precision, recall, memorisation",
+    "export-model": "write a trained model as a diffusers folder",
+    "import-model": "read a diffusers folder as a checkpoint",
     "report": "write the HTML report of a run",
     "demo": "the whole chain on scikit-learn's digits, four ways side by side",
     "doctor": "show which backends are live, and why the others are not",
@@ -59,7 +64,7 @@ def build_parser(command: str | None = None) -> Parser:
     for name, help_line in COMMANDS.items():
         sub = commands.add_parser(name, help=help_line, description=help_line[0].upper() + help_line[1:] + ".")
         if name == command:
-            module = importlib.import_module(f"prunefast.cli.{name}")
+            module = importlib.import_module(f"prunefast.cli.{name.replace('-', '_')}")
             module.add_arguments(sub)
             sub.add_argument("--json", action="store_true", help="end with one machine-readable line")
             sub.add_argument("--quiet", action="store_true", help="no progress")
@@ -117,6 +122,8 @@ def _call(options: argparse.Namespace) -> int:
     warnings.simplefilter("default", UserWarning)
     try:
         if options.command in ON_MAIN and world().size > 1:
+            if getattr(options, "checkpoint", None):
+                raise InputError("--checkpoint: is scored by one process here; start without torchrun")
             return on_main(lambda: options.call(options) or 0)
         return options.call(options) or 0
     except PrunefastError as error:

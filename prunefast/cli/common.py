@@ -106,11 +106,13 @@ def method_options(options: argparse.Namespace) -> dict[str, Any]:
     """The options of --method. Only names that the method has: another one could be an argument of ours."""
     from prunefast.score import METHODS
     from prunefast.score.options import make_options
+    from prunefast.score.surrogate import SURROGATES
     from prunefast.select.selection import SELECTIONS
 
     given = key_values("--option", options.option)
     if options.command == "score":
-        kind = METHODS[options.method].options if options.method in METHODS else None
+        known: dict[str, Any] = {**METHODS, **SURROGATES}
+        kind = known[options.method].options if options.method in known else None
     else:
         kind = SELECTIONS[options.method].options if options.method in SELECTIONS else None
     if kind is not None:  # a method that does not exist is said by the step itself
@@ -183,8 +185,12 @@ def budget(options: argparse.Namespace) -> dict[str, Any]:
 def add_training(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
     group.add_argument("--config", metavar="FILE", help="config.toml; the arguments given go over it")
-    group.add_argument("--preset", help="cifar10, cpu or dit (default: cpu without a GPU, cifar10 settings with one)")
-    group.add_argument("--model", help="such as unet-tiny, unet-small, unet-cifar10, dit-s/2")
+    group.add_argument(
+        "--preset", help="cifar10, cpu, edm or dit (default: cpu without a GPU, cifar10 settings with one)"
+    )
+    group.add_argument(
+        "--model", help="such as unet-tiny, unet-small, unet-cifar10, edm-ddpmpp, dit-s/2, diffusers:FOLDER"
+    )
     group.add_argument("--images", type=int, metavar="N", help="images to train on, counted with repetition")
     group.add_argument("--minutes", type=float, metavar="M", help="or the time to train")
     group.add_argument("--batch-size", type=int, metavar="B")
@@ -192,7 +198,21 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--process", help="ddpm-linear, ddpm-cosine, flow or edm")
     group.add_argument("--prediction", help="eps, v, x0, flow ... (default: the process' own)")
     group.add_argument("--weighting", help="uniform, min_snr, edm or p2")
+    group.add_argument(
+        "--patch-p",
+        type=float,
+        nargs="?",
+        const=0.5,
+        metavar="P",
+        help="Patch Diffusion: share of steps on full images (without a number: 0.5, as the paper)",
+    )
     group.add_argument("--precision", choices=("auto", "bf16", "fp32"))
+    group.add_argument("--class-weights", metavar="FILE", help="class_weights.json of `prunefast reweight`")
+    group.add_argument(
+        "--class-weights-in",
+        choices=("loss", "sampler"),
+        help="as a factor of the loss, or as how often a class is drawn",
+    )
     group.add_argument("--no-flip", dest="flip", action="store_false", default=None, help="no mirrored images")
     group.add_argument("--compile", action="store_true", default=None, help="torch.compile the network")
     group.add_argument("--seed", type=int, help="of order, noise and initial weights (default: 0)")
@@ -208,7 +228,20 @@ def add_training(parser: argparse.ArgumentParser) -> None:
 
 # arguments that are keys of TrainConfig by the same name
 TRAINING_FLAGS = ["model", "images", "batch_size", "lr", "process", "prediction", "weighting", "precision", "flip"]
-TRAINING_FLAGS += ["compile", "seed", "image_size", "device"]
+TRAINING_FLAGS += ["compile", "seed", "image_size", "device", "patch_p", "class_weights", "class_weights_in"]
+
+
+def training_values(options: argparse.Namespace) -> dict[str, Any]:
+    """The keys of TrainConfig that were given: flags, --set over them."""
+    values: dict[str, Any] = {name: getattr(options, name, None) for name in TRAINING_FLAGS}
+    values = {name: value for name, value in values.items() if value is not None}
+    if options.minutes is not None:
+        values["max_seconds"] = 60.0 * options.minutes
+    more = key_values("--set", options.set)
+    for key in ("out", "data", "split"):
+        if key in more:
+            raise InputError(f"--set {key}: has an argument of its own (-o, --data, --split); use that")
+    return values | more
 
 
 def training(options: argparse.Namespace, *, out: str, data: "ImageDataset") -> "TrainConfig":
@@ -221,15 +254,7 @@ def training(options: argparse.Namespace, *, out: str, data: "ImageDataset") -> 
 
     if options.config and options.preset:
         raise InputError("--config and --preset: give one of them")
-    values: dict[str, Any] = {name: getattr(options, name) for name in TRAINING_FLAGS}
-    values = {name: value for name, value in values.items() if value is not None}
-    if options.minutes is not None:
-        values["max_seconds"] = 60.0 * options.minutes
-    more = key_values("--set", options.set)
-    for key in ("out", "data", "split"):
-        if key in more:
-            raise InputError(f"--set {key}: has an argument of its own (-o, --data, --split); use that")
-    values |= more
+    values = training_values(options)
     values |= {"out": out, "data": data.path or None, "split": data.split}
     base = options.config
     if base is None and options.preset is None and list_checkpoints(RunFolder(out).train):

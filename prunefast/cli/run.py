@@ -18,6 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_selection(parser)
     common.add_training(parser)
     common.add_sampling(parser)
+    group = parser.add_argument_group("class weights")
+    group.add_argument(
+        "--reweight", metavar="CKPT", help="find class weights against this reference, and train with them"
+    )
+    group.add_argument(
+        "--reweight-images", type=int, metavar="N", help="images of the proxy (default: as for training)"
+    )
     parser.add_argument("--samples", type=int, default=1000, metavar="N", help="images to sample (default: 1000)")
     common.add_dry_run(parser)
 
@@ -86,6 +93,10 @@ def _run(
     )
     done("select", selected)
     coreset = Coreset.load(run.coreset, data)
+    if options.reweight is not None:
+        proxy = _proxy(options, config)
+        done("reweight", pipeline.reweight_run(proxy, data, coreset, options.reweight, progress=show))
+        config = config.replace(class_weights=str(run.class_weights))
     common.say(options, common.describe_training(config))
     done("train", pipeline.train_run(config, data, coreset, progress=show))
     done("sample", pipeline.sample_run(run.path, options.samples, progress=show, device=options.device, **sampling))
@@ -95,6 +106,11 @@ def _run(
     done("evaluate", evaluated)
     done("report", pipeline.report_run(run))
     return common.finish(options, facts)
+
+
+def _proxy(options: argparse.Namespace, config: "TrainConfig") -> "TrainConfig":
+    """The network that is trained anyway, for `--reweight-images` and without dropout."""
+    return config.replace(images=options.reweight_images or config.images, dropout=0.0, class_weights=None)
 
 
 def _check(
@@ -107,6 +123,7 @@ def _check(
 ) -> None:
     """What is wrong with any step is said now, not after an hour."""
     from prunefast import pipeline
+    from prunefast.reweight.run import check_reweight
 
     pipeline.check_run(
         data,
@@ -120,3 +137,7 @@ def _check(
         score_name=options.score,
         class_target=common.class_target(options),
     )
+    if options.reweight is not None:
+        check_reweight(_proxy(options, config), data, options.reweight)
+    elif options.reweight_images is not None:
+        raise InputError("--reweight-images: means nothing without --reweight; leave it out")

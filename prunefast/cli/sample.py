@@ -11,6 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_sampling(parser)
     parser.add_argument("--label", help="class name or number of all images (default: every class in turn)")
     parser.add_argument("--raw-weights", action="store_true", help="the last weights, not their moving average")
+    parser.add_argument("--vae", metavar="FOLDER", help="autoencoder of a model of latents, where it was moved")
     common.add_device(parser)
 
 
@@ -26,6 +27,7 @@ def main(options: argparse.Namespace) -> int:
         labels=int(label) if label is not None and label.isascii() and label.isdigit() else label,
         ema=not options.raw_weights,
         device=options.device,
+        **({} if options.vae is None else {"vae": options.vae}),
         **common.sampling(options),
     )
     common.say(options, outcome)

@@ -12,6 +12,7 @@ from prunefast.diffusion.parameterisation import check_prediction, target_coeffi
 from prunefast.diffusion.process import Process, make_process
 from prunefast.diffusion.weighting import Weighting, make_weighting
 from prunefast.errors import InputError, InputTypeError
+from prunefast.ops.crop import Boxes
 
 SIMPLEX_TOLERANCE = 1e-4  # how far from 1 the class weights may sum: they are read back from float32 and from JSON
 
@@ -72,19 +73,36 @@ class DenoisingLoss(nn.Module):
         sample_weight: Tensor | None = None,
         *,
         flip: Tensor | None = None,
+        boxes: Boxes | None = None,
     ) -> Tensor:
         """The loss, a scalar, differentiable in pred.
 
         Args:
-            pred: [B, C, H, W], the network's output; float32, bfloat16 or float16.
+            pred: [B, C, h, w], the network's output; float32, bfloat16 or float16. h, w are those of x0, or of `boxes`.
             x0: [B, C, H, W], the clean images: floating point, or uint8, which means x / 127.5 - 1.
-            noise: the noise x_t was made with, [B, C, H, W], or (seed, position int64 [B]) to have it regenerated.
+            noise: the noise x_t was made with, [B, C, h, w], or (seed, position int64 [B]) to have it regenerated.
             t: [B], times of `process`.
             labels: int64 [B], true classes (before any label drop); needed with class_weights, otherwise not looked at.
             sample_weight: float [B], for example the weights of a `Batch`.
             flip: bool [B], the images that were mirrored by `ops.add_noise(..., flip=flip)`.
+            boxes: the crops x_t was made of by `ops.add_noise(..., boxes=boxes)`.
         """
-        return self._evaluate(pred, x0, noise, t, labels, sample_weight, flip=flip)[0]
+        return self._evaluate(pred, x0, noise, t, labels, sample_weight, flip=flip, boxes=boxes)[0]
+
+    def with_errors(
+        self,
+        pred: Tensor,
+        x0: Tensor,
+        noise: "Tensor | tuple[int, Tensor]",
+        t: Tensor,
+        labels: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+        *,
+        flip: Tensor | None = None,
+        boxes: Boxes | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(the loss as `forward` gives it, the unweighted errors float32 [B]) in one pass."""
+        return self._evaluate(pred, x0, noise, t, labels, sample_weight, flip=flip, boxes=boxes)
 
     def per_sample(
         self,
@@ -94,9 +112,10 @@ class DenoisingLoss(nn.Module):
         t: Tensor,
         *,
         flip: Tensor | None = None,
+        boxes: Boxes | None = None,
     ) -> Tensor:
         """The unweighted errors, float32 [B], mean over pixels each; differentiable in pred."""
-        return self._evaluate(pred, x0, noise, t, None, None, weighted=False, flip=flip)[1]
+        return self._evaluate(pred, x0, noise, t, None, None, weighted=False, flip=flip, boxes=boxes)[1]
 
     def sample_weights(self, t: Tensor, labels: Tensor | None = None, sample_weight: Tensor | None = None) -> Tensor:
         """weight_i of the loss, float32 [B]: noise level * class * image."""
@@ -121,26 +140,35 @@ class DenoisingLoss(nn.Module):
         sample_weight: Tensor | None,
         weighted: bool = True,
         flip: Tensor | None = None,
+        boxes: Boxes | None = None,
     ) -> tuple[Tensor, Tensor]:
-        self._check(pred, x0, noise, t, sample_weight)
+        self._check(pred, x0, noise, t, sample_weight, boxes)
         alpha, sigma = self.process.alpha_sigma(t, torch.float64)
         a, b = target_coefficients(self.prediction, alpha, sigma, self.process.sigma_data)
         weight = self._weights(alpha, sigma, labels, sample_weight) if weighted else None
-        result = ops.denoising_loss(pred, x0, noise, a, b, weight, flip=flip)
+        result = ops.denoising_loss(pred, x0, noise, a, b, weight, flip=flip, boxes=boxes)
         return result[0], result[1]
 
     def _check(
-        self, pred: Tensor, x0: Tensor, noise: "Tensor | tuple[int, Tensor]", t: Tensor, sample_weight: Tensor | None
+        self,
+        pred: Tensor,
+        x0: Tensor,
+        noise: "Tensor | tuple[int, Tensor]",
+        t: Tensor,
+        sample_weight: Tensor | None,
+        boxes: Boxes | None,
     ) -> None:
         if pred.ndim < 2:
             raise InputError(f"pred must be [B, ...], not of shape {tuple(pred.shape)}")
-        if pred.shape != x0.shape:
+        shape = x0.shape if boxes is None else (*x0.shape[:2], *boxes[1:])
+        if pred.shape != shape:
             hint = ""
             if pred.ndim > 1 and pred.shape[1] == 2 * x0.shape[1]:
                 hint = ": a model with learn_sigma=True doubles the channels; pass pred[:, :C]"
-            raise InputError(f"pred {tuple(pred.shape)} and x0 {tuple(x0.shape)} must have one shape{hint}")
-        if isinstance(noise, Tensor) and noise.shape != x0.shape:
-            raise InputError(f"noise {tuple(noise.shape)} and x0 {tuple(x0.shape)} must have one shape")
+            cut = "" if boxes is None else f", cut to {boxes[1]} x {boxes[2]},"
+            raise InputError(f"pred {tuple(pred.shape)} and x0 {tuple(x0.shape)}{cut} must have one shape{hint}")
+        if isinstance(noise, Tensor) and noise.shape != shape:
+            raise InputError(f"noise {tuple(noise.shape)} and x0 {tuple(shape)} must have one shape")
         self.process.check_time(t)
         if len(t) != len(x0):
             raise InputError(f"t has {len(t)} times for {len(x0)} images")
@@ -176,10 +204,10 @@ def _class_factor(class_weights: Any, class_frequencies: Any) -> Tensor | None:
         if class_frequencies is not None:
             raise InputError("class_frequencies only means something with class_weights")
         return None
-    weights = _distribution("class_weights", class_weights)
+    weights = distribution("class_weights", class_weights)
     if class_frequencies is None:
         return torch.from_numpy(weights * len(weights)).float()
-    frequencies = _distribution("class_frequencies", class_frequencies)
+    frequencies = distribution("class_frequencies", class_frequencies)
     if len(frequencies) != len(weights):
         raise InputError(f"class_frequencies has {len(frequencies)} classes, class_weights {len(weights)}")
     # a class that is never drawn has no image to weigh
@@ -187,7 +215,7 @@ def _class_factor(class_weights: Any, class_frequencies: Any) -> Tensor | None:
     return torch.from_numpy(factor).float()
 
 
-def _distribution(argument: str, value: Any) -> np.ndarray:
+def distribution(argument: str, value: Any) -> np.ndarray:
     """float64 [C] of non-negative numbers that sum to 1, from an array, a mapping or an object with `.average`."""
     value = getattr(value, "average", value)
     if isinstance(value, Tensor):

@@ -21,7 +21,7 @@ sampler    what                                                                 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,10 +29,15 @@ from torch import Tensor, nn
 
 from prunefast import ops
 from prunefast.diffusion.parameterisation import check_prediction, to_x0
+from prunefast.diffusion.patches import full_coordinates
 from prunefast.diffusion.process import RATIO_MAX, RATIO_MIN, Process, make_process, ratio_grid
+from prunefast.diffusion.variational import learned_log_variance
 from prunefast.errors import InputError, InputTypeError
 from prunefast.ops.philox import Stream
 from prunefast.progress import progress as show_progress
+
+if TYPE_CHECKING:
+    from prunefast.diffusion.groups import GroupedDenoiser
 
 Denoise = Callable[[Tensor, float], Tensor]
 Noise = Callable[[int], Tensor]
@@ -43,12 +48,14 @@ class Denoiser:
 
     Args:
         model: forward(x, time, labels) as of `prunefast.models`; run as it is (autocast is the caller's), in its own
-            dtype. Channels after those of x (a learned variance) are not used.
+            dtype. Channels after those of x (a learned variance) are for `with_share`.
         process, prediction: what it was trained with.
         guidance: classifier-free guidance (Ho & Salimans 2022), uncond + guidance * (cond - uncond) on the prediction:
             1 is the conditional network alone and 0 the unconditional one, each at one call; other values evaluate both
             in one batch of twice the size.
         null_label: the label that means "no class"; None: num_classes of `model.config`.
+        coordinates: give the model the coordinates of the whole image in two more channels, after the preconditioning,
+            as it was trained with patches; None: what `model.config` says.
     """
 
     def __init__(
@@ -58,6 +65,7 @@ class Denoiser:
         prediction: str | None = None,
         guidance: float = 1.0,
         null_label: int | None = None,
+        coordinates: bool | None = None,
     ):
         self.model = model
         self.process = make_process(process)
@@ -71,8 +79,10 @@ class Denoiser:
         if not math.isfinite(guidance):
             raise InputError(f"guidance must be finite, not {guidance}")
         self.guidance = float(guidance)
+        config = getattr(model, "config", None) or {}
         if null_label is None:
-            null_label = (getattr(model, "config", None) or {}).get("num_classes")
+            null_label = config.get("num_classes")
+        self.coordinates = bool(config.get("coordinates", False)) if coordinates is None else coordinates
         if null_label is None and self.guidance != 1:
             raise InputError(f"guidance={guidance} needs a model with classes (or null_label)")
         self.null_label = null_label
@@ -82,6 +92,11 @@ class Denoiser:
 
     def __call__(self, x: Tensor, t: "float | Tensor", labels: Tensor | None = None) -> Tensor:
         """t: one time for all images, a number, or [B]."""
+        return self.with_share(x, t, labels)[0]
+
+    def with_share(self, x: Tensor, t: "float | Tensor", labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(x0, what the network's further channels say: the share of a learned variance, or nothing), shaped as x.
+        Under guidance the share is the conditional one's."""
         time = torch.as_tensor(t)
         if time.ndim == 0:
             time = time[None]
@@ -92,20 +107,27 @@ class Denoiser:
             value.to(x.dtype)[:, None, None, None] for value in self.process.alpha_sigma(time, torch.float64)
         )
         network_input = (x * self.process.input_scale(time).to(x.dtype)[:, None, None, None]).to(self.dtype)
-        output = self._predict(network_input, self.process.network_time(time).expand(len(x)), labels, x.dtype)
-        return to_x0(self.prediction, output, x, alpha, sigma, self.process.sigma_data)
+        if self.coordinates:
+            grid = full_coordinates(x.shape[-1], x.device, self.dtype).expand(len(x), -1, -1, -1)
+            network_input = torch.cat((network_input, grid), dim=1)
+        output = self._predict(
+            network_input, self.process.network_time(time).expand(len(x)), labels, x.dtype, x.shape[1]
+        )
+        output, share = output.to(x.dtype).split((x.shape[1], output.shape[1] - x.shape[1]), dim=1)
+        return to_x0(self.prediction, output, x, alpha, sigma, self.process.sigma_data), share
 
-    def _predict(self, x: Tensor, time: Tensor, labels: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def _predict(self, x: Tensor, time: Tensor, labels: Tensor | None, dtype: torch.dtype, channels: int) -> Tensor:
         if self.guidance == 1:
-            return self.model(x, time, labels)[:, : x.shape[1]].to(dtype)
+            return self.model(x, time, labels)
         if labels is None:
             raise InputError(f"labels are needed with guidance={self.guidance}")
         null = torch.full_like(labels, self.null_label)  # type: ignore[arg-type]
         if self.guidance == 0:
-            return self.model(x, time, null)[:, : x.shape[1]].to(dtype)
-        both = self.model(torch.cat((x, x)), torch.cat((time, time)), torch.cat((labels, null)))[:, : x.shape[1]]
+            return self.model(x, time, null)
+        both = self.model(torch.cat((x, x)), torch.cat((time, time)), torch.cat((labels, null)))
         conditional, unconditional = both.to(dtype).chunk(2)  # a guidance of 5 magnifies what bfloat16 would round off
-        return torch.lerp(unconditional, conditional, self.guidance)
+        guided = torch.lerp(unconditional, conditional, self.guidance)
+        return torch.cat((guided[:, :channels], conditional[:, channels:]), dim=1)
 
 
 def _levels(process: Process, times: Tensor) -> list[tuple[float, float]]:
@@ -159,15 +181,18 @@ def ddpm(
     """A draw from the posterior q(x_s | x_t, x0) at every step; the last step takes its mean, which is x0.
 
     variance: "fixedsmall", the posterior's own; or "fixedlarge", that of q(x_t | x_s), which is right when every time
-        is visited (steps = T, as the published CIFAR-10 samples were made) and far too large when few are.
+        is visited (steps = T, as the published CIFAR-10 samples were made) and far too large when few are; or
+        "learned", between the two as the network says (Nichol & Dhariwal 2021, eq. 15): denoise then gives (x0, share
+        in [-1, 1]), as `Denoiser.with_share`.
     clip: x0 is clamped to [-1, 1] before the posterior's mean is formed.
     """
-    if variance not in ("fixedsmall", "fixedlarge"):
-        raise InputError(f"variance '{variance}' is not one of fixedsmall, fixedlarge")
+    if variance not in ("fixedsmall", "fixedlarge", "learned"):
+        raise InputError(f"variance '{variance}' is not one of fixedsmall, fixedlarge, learned")
     levels = _levels(process, times)
     for step, t in enumerate(times.tolist()):
         (alpha, sigma), (next_alpha, next_sigma) = levels[step], levels[step + 1]
-        x0 = denoise(x, t)
+        told: Any = denoise(x, t)
+        x0, share = told if variance == "learned" else (told, None)
         if clip:
             x0 = x0.clamp(-1, 1)
         # q(x_t | x_s) = N(shrink x_s, forward_variance)
@@ -176,7 +201,11 @@ def ddpm(
         x = (shrink * next_sigma**2 / sigma**2) * x + (next_alpha * forward_variance / sigma**2) * x0
         if next_sigma > 0:
             small = _ancestral_std(alpha, sigma, next_alpha, next_sigma)
-            x = x + (small if variance == "fixedsmall" else math.sqrt(forward_variance)) * _drawn(noise, step)
+            if share is not None:
+                log_variance = learned_log_variance(share, 2 * math.log(small), math.log(forward_variance))
+                x = x + torch.exp(0.5 * log_variance) * _drawn(noise, step)
+            else:
+                x = x + (small if variance == "fixedsmall" else math.sqrt(forward_variance)) * _drawn(noise, step)
         if on_step is not None:
             on_step(step)
     return x
@@ -277,7 +306,7 @@ SAMPLERS: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
 
 
 def sample_images(
-    denoiser: Denoiser,
+    denoiser: "Denoiser | GroupedDenoiser",
     positions: Any,
     *,
     image_size: int,
@@ -288,6 +317,7 @@ def sample_images(
     seed: int = 0,
     batch_size: int = 64,
     progress: bool = False,
+    clamp: bool = True,
     **options: Any,
 ) -> Tensor:
     """Images float32 [n, channels, image_size, image_size] in [-1, 1], on the CPU.
@@ -302,6 +332,7 @@ def sample_images(
         sampler, steps: see the table of this module; options: `eta`, `clip` (ddim); `variance`, `clip` (ddpm);
             `churn`, `churn_range`, `churn_noise` (heun).
         batch_size: images a network call; twice that with guidance.
+        clamp: to [-1, 1], the result and, where the sampler has `clip`, every x0; False: for latents.
     """
     if sampler not in SAMPLERS:
         raise InputError(f"sampler '{sampler}' is not one of {', '.join(SAMPLERS)}")
@@ -335,12 +366,16 @@ def sample_images(
                 stream = int(Stream.SAMPLER) + step
                 return ops.randn_philox(shape, seed, position, stream, device=device).double()
 
-            def denoise(x: Tensor, t: float, label: Tensor | None = label) -> Tensor:
-                return denoiser(x, t, label)
+            ask: Callable[..., Any] = denoiser.with_share if options.get("variance") == "learned" else denoiser
+
+            def denoise(x: Tensor, t: float, ask: Any = ask, label: Tensor | None = label) -> Any:
+                return ask(x, t, label)
 
             arguments = dict(options) if sampler == "euler" else {"noise": noise, **options}
+            if not clamp and "clip" in allowed:
+                arguments.setdefault("clip", False)
             x = function(denoise, process, first_sigma * noise(0), times, **arguments)
-            images[batch] = x.clamp(-1, 1).float().cpu()
+            images[batch] = (x.clamp(-1, 1) if clamp else x).float().cpu()
             bar.advance(len(position))
     return images
 

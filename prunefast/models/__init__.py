@@ -1,7 +1,20 @@
-"""Networks: the UNet of DDPM and DiT, by name."""
+"""Networks by name: the UNet of DDPM, the two of EDM, DiT and the masked DiT."""
 
+from prunefast.models.adapter import DiffusersNetwork, ModuleNetwork
 from prunefast.models.dit import DiT
+from prunefast.models.edm_unet import EDMUNet
+from prunefast.models.masked_dit import MaskedDiT
 from prunefast.models.presets import PRESETS, build_model, count_parameters
 from prunefast.models.unet import UNet
 
-__all__ = ["PRESETS", "DiT", "UNet", "build_model", "count_parameters"]
+__all__ = [
+    "PRESETS",
+    "DiT",
+    "DiffusersNetwork",
+    "EDMUNet",
+    "MaskedDiT",
+    "ModuleNetwork",
+    "UNet",
+    "build_model",
+    "count_parameters",
+]

@@ -12,21 +12,33 @@ from torch.nn import functional as F
 
 from prunefast.errors import InputError
 from prunefast.models.embedding import MAX_PERIOD, LabelEmbedding, check_condition, sinusoids
+from prunefast.ops.add_noise import COORDINATE_CHANNELS
 
 TIME_FREQUENCIES = 256  # sines and cosines the time is given as, before its MLP
 NORM_EPS = 1e-6
 
 
-def position_table(grid: int, width: int) -> Tensor:
-    """float32 [grid^2, width], tokens in row-major order: the first half of a row encodes the column, the second the
-    row, each as sines then cosines of position * 10,000^(-i / (width / 4))."""
-    position = torch.arange(grid, dtype=torch.float64)
+def axis_table(positions: Tensor, width: int) -> Tensor:
+    """float32 [n, width / 2]: sines then cosines of position * 10,000^(-i / (width / 4)), for float64 positions [n]."""
     frequency = MAX_PERIOD ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angle = position[:, None] * frequency
-    axis = torch.cat((angle.sin(), angle.cos()), dim=1)
-    column = axis[None, :, :].expand(grid, grid, -1)
-    row = axis[:, None, :].expand(grid, grid, -1)
-    return torch.cat((column, row), dim=2).reshape(grid * grid, width).float()
+    angle = positions[:, None] * frequency
+    return torch.cat((angle.sin(), angle.cos()), dim=1).float()
+
+
+def join_axes(column: Tensor, row: Tensor) -> Tensor:
+    """[..., w, width / 2] and [..., h, width / 2] -> [..., h * w, width], tokens in row-major order: the first half
+    encodes the column, the second the row."""
+    *batch, w, half = column.shape
+    h = row.shape[-2]
+    columns = column[..., None, :, :].expand(*batch, h, w, half)
+    rows = row[..., :, None, :].expand(*batch, h, w, half)
+    return torch.cat((columns, rows), dim=-1).reshape(*batch, h * w, 2 * half)
+
+
+def position_table(grid: int, width: int) -> Tensor:
+    """float32 [grid^2, width]: the positions of a whole image's tokens."""
+    axis = axis_table(torch.arange(grid, dtype=torch.float64), width)
+    return join_axes(axis, axis)
 
 
 def _modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -61,24 +73,26 @@ class DiTBlock(nn.Module):
         return torch.addcmul(x, gate2[:, None], self.dropout(self.mlp2(hidden)))
 
     def _attention(self, x: Tensor) -> Tensor:
-        batch, tokens, width = x.shape
-        split = self.query_key_value(x).view(batch, tokens, 3, self.heads, width // self.heads)
+        batch, tokens, _ = x.shape
+        inner = self.project.in_features  # the width of x, or less of a pruned network
+        split = self.query_key_value(x).view(batch, tokens, 3, self.heads, inner // self.heads)
         query, key, value = split.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value)
-        return self.project(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        return self.project(mixed.transpose(1, 2).reshape(batch, tokens, inner))
 
 
 class DiT(nn.Module):
     """x [B, channels, R, R], time float32 [B], labels int64 [B] or None -> [B, channels, R, R].
 
     Args:
-        image_size: R, a multiple of patch_size; fixed, because the positions are.
+        image_size: R, a multiple of patch_size; fixed, because the positions are, unless there are coordinates.
         channels: of the images or latents.
         num_classes: None: unconditional. Otherwise label `num_classes` is the null class, and labels=None means it.
         patch_size, depth, width, heads, mlp_ratio: width must be a multiple of 4 and of heads.
-        learn_sigma: doubles the output channels, as the published models for a learned variance have them; our losses
-            take the first `channels` only, so it is off by default.
+        learn_sigma: doubles the output channels, for a learned variance (`prunefast.diffusion.HybridLoss`).
         dropout: after the attention and after the MLP; 0 in the paper.
+        coordinates: x has two more channels, the coordinates of `ops.add_noise`. x may then be any crop of an R x R
+            image (sides a multiple of patch_size), and a token's position is that of its first pixel in the full image.
     """
 
     positions: Tensor
@@ -97,6 +111,7 @@ class DiT(nn.Module):
         mlp_ratio: float = 4.0,
         learn_sigma: bool = False,
         dropout: float = 0.0,
+        coordinates: bool = False,
     ):
         super().__init__()
         if patch_size < 1 or image_size < patch_size or image_size % patch_size:
@@ -110,18 +125,23 @@ class DiT(nn.Module):
             raise InputError(f"depth must be at least 1, not {depth}")
         self.image_size = image_size
         self.channels = channels
+        self.inputs = channels + COORDINATE_CHANNELS * coordinates
         self.num_classes = num_classes
-        self.patch_size = patch_size
+        self.patch_size = self.size_multiple = patch_size
         self.outputs = channels * (2 if learn_sigma else 1)
 
-        self.patch = nn.Conv2d(channels, width, patch_size, stride=patch_size)
+        self.patch = nn.Conv2d(self.inputs, width, patch_size, stride=patch_size)
         self.time1 = nn.Linear(TIME_FREQUENCIES, width)
         self.time2 = nn.Linear(width, width)
         self.label_embedding = None if num_classes is None else LabelEmbedding(num_classes, width)
         self.blocks = nn.ModuleList(DiTBlock(width, heads, mlp_ratio, dropout) for _ in range(depth))
         self.final_modulation = nn.Linear(width, 2 * width)
         self.final = nn.Linear(width, patch_size * patch_size * self.outputs)
-        self.register_buffer("positions", position_table(image_size // patch_size, width), persistent=False)
+        self.coordinates = coordinates
+        # with coordinates: of each pixel of an axis, in tokens; crops need not begin where a token of the image does
+        pixels = torch.arange(image_size, dtype=torch.float64) / patch_size
+        table = axis_table(pixels, width) if coordinates else position_table(image_size // patch_size, width)
+        self.register_buffer("positions", table, persistent=False)
 
         nn.init.xavier_uniform_(self.patch.weight.view(width, -1))  # as the linear layer on patches that it is
         nn.init.zeros_(self.patch.bias)  # type: ignore[arg-type]
@@ -133,23 +153,53 @@ class DiT(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
-        check_condition(x, time, labels, self.channels, self.num_classes)
-        if x.shape[-2:] != (self.image_size, self.image_size):
-            raise InputError(f"x must be {self.image_size} x {self.image_size} for this DiT, not {tuple(x.shape[-2:])}")
-        condition = sinusoids(time, TIME_FREQUENCIES, endpoint=False, cosine_first=True).to(self.time1.weight.dtype)
-        condition = self.time2(F.silu(self.time1(condition)))
-        if self.label_embedding is not None:
-            condition = condition + self.label_embedding(labels, len(x))
-        condition = F.silu(condition)  # every modulation begins with it
-
-        tokens = self.patch(x).flatten(2).transpose(1, 2) + self.positions.to(self.patch.weight.dtype)
+        check_condition(x, time, labels, self.inputs, self.num_classes)
+        self._check_size(x)
+        condition = self._condition(time, labels)
+        tokens = self._tokens(x)
         for block in self.blocks:
             tokens = block(tokens, condition)
         shift, scale = self.final_modulation(condition).chunk(2, dim=1)
-        return self._unpatch(self.final(_modulated_norm(tokens, shift, scale)))
+        return self._unpatch(self.final(_modulated_norm(tokens, shift, scale)), *x.shape[-2:])
 
-    def _unpatch(self, tokens: Tensor) -> Tensor:
-        """[B, grid^2, p * p * C] -> [B, C, R, R]; a token holds its patch as (row, column, channel)."""
-        batch, grid, patch = len(tokens), self.image_size // self.patch_size, self.patch_size
-        pixels = tokens.view(batch, grid, grid, patch, patch, self.outputs)
-        return pixels.permute(0, 5, 1, 3, 2, 4).reshape(batch, self.outputs, self.image_size, self.image_size)
+    def _condition(self, time: Tensor, labels: Tensor | None) -> Tensor:
+        """[B, width], activated: every modulation begins with it."""
+        condition = sinusoids(time, TIME_FREQUENCIES, endpoint=False, cosine_first=True).to(self.time1.weight.dtype)
+        condition = self.time2(F.silu(self.time1(condition)))
+        if self.label_embedding is not None:
+            condition = condition + self.label_embedding(labels, len(time))
+        return F.silu(condition)
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        """[B, tokens, width], row by row."""
+        return self.patch(x).flatten(2).transpose(1, 2) + self._positions(x).to(self.patch.weight.dtype)
+
+    def _check_size(self, x: Tensor) -> None:
+        height, width = x.shape[-2:]
+        if self.coordinates:
+            if any(side > self.image_size or side < 1 or side % self.patch_size for side in (height, width)):
+                raise InputError(
+                    f"x must be a crop of {self.image_size} x {self.image_size} pixels with sides that are multiples "
+                    f"of {self.patch_size}, not {height} x {width}"
+                )
+        elif (height, width) != (self.image_size, self.image_size):
+            raise InputError(f"x must be {self.image_size} x {self.image_size} for this DiT, not {(height, width)}")
+
+    def _positions(self, x: Tensor) -> Tensor:
+        """[grid^2, width], or [B, tokens, width] read off the coordinates (bfloat16 tells the pixels of a side of 256
+        apart)."""
+        if not self.coordinates:
+            return self.positions
+
+        def axis(coordinate: Tensor) -> Tensor:
+            pixel = ((coordinate.float() + 1) * ((self.image_size - 1) / 2)).round().long()
+            return self.positions[pixel.clamp(0, self.image_size - 1)]
+
+        step = self.patch_size
+        return join_axes(axis(x[:, self.channels, 0, ::step]), axis(x[:, self.channels + 1, ::step, 0]))
+
+    def _unpatch(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        """[B, h * w, p * p * C] -> [B, C, height, width]; a token holds its patch as (row, column, channel)."""
+        patch = self.patch_size
+        pixels = tokens.view(len(tokens), height // patch, width // patch, patch, patch, self.outputs)
+        return pixels.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), self.outputs, height, width)

@@ -53,7 +53,9 @@ def check_condition(x: Tensor, time: Tensor, labels: Tensor | None, channels: in
         raise InputError(f"labels must be [{len(x)}], one class an image, not {tuple(labels.shape)}")
     if labels.dtype != torch.int64:
         raise InputTypeError(f"labels must be int64, not {labels.dtype}")
-    if labels.device.type == "cpu" and len(x) and not torch.compiler.is_compiling():
+    # a compiled graph and torch.func have no values to look at
+    traced = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+    if labels.device.type == "cpu" and len(x) and not traced:
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high > num_classes:
             raise InputError(

@@ -20,6 +20,8 @@ def group_count(channels: int) -> int:
 class GroupNormSiLU(nn.Module):
     """silu(group_norm(x)) with a learned scale and shift a channel; keeps channels_last.
 
+    `scale` and `shift` [B, C], of the embedding, go over them: silu(group_norm(x) * (1 + scale) + shift).
+
     `activation=False` leaves the SiLU out (the norm before an attention). On a CPU, channels_last images go through the
     fused kernel of `prunefast.ops`; everything else through torch's own group_norm.
     """
@@ -32,10 +34,12 @@ class GroupNormSiLU(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        if can_fuse(x, self.weight, self.bias):
-            return fused_group_norm(x, self.groups, self.weight, self.bias, None, None, self.eps, self.activation)
+    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        if can_fuse(x, self.weight, self.bias, scale, shift):
+            return fused_group_norm(x, self.groups, self.weight, self.bias, scale, shift, self.eps, self.activation)
         x = F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+        if scale is not None and shift is not None:
+            x = torch.addcmul(shift[:, :, None, None], x, 1 + scale[:, :, None, None])
         return F.silu(x) if self.activation else x
 
     def extra_repr(self) -> str:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from prunefast.errors import InputError
 from prunefast.models.embedding import LabelEmbedding, check_condition, sinusoids
 from prunefast.models.norm import GroupNormSiLU
+from prunefast.ops.add_noise import COORDINATE_CHANNELS
 
 # Gain of the last layer of every residual branch and of the network: each starts as the identity, the output as 0
 # (nearly: exactly 0 would give the layer before it no gradient in the first step).
@@ -76,10 +77,11 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         pixels = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)  # a view of channels_last
-        split = self.query_key_value(pixels).view(batch, height * width, 3, self.heads, channels // self.heads)
+        inner = self.project.in_features  # `channels`, or less of a pruned network
+        split = self.query_key_value(pixels).view(batch, height * width, 3, self.heads, inner // self.heads)
         query, key, value = split.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value)
-        mixed = self.project(mixed.transpose(1, 2).reshape(batch, height * width, channels))
+        mixed = self.project(mixed.transpose(1, 2).reshape(batch, height * width, inner))
         return x + mixed.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
@@ -121,6 +123,8 @@ class UNet(nn.Module):
         heads: of every attention; must divide its channels.
         asymmetric_downsample: see `Downsample`.
         norm_eps: added to the variance in every norm; 1e-6 as in DDPM's own code.
+        learn_sigma: doubles the output channels, for a learned variance (`prunefast.diffusion.HybridLoss`).
+        coordinates: x has two more channels, the coordinates of `ops.add_noise`, for training on patches.
     """
 
     config: dict[str, Any]  # what `build_model` made it from
@@ -138,6 +142,8 @@ class UNet(nn.Module):
         dropout: float = 0.1,
         asymmetric_downsample: bool = False,
         norm_eps: float = 1e-6,
+        learn_sigma: bool = False,
+        coordinates: bool = False,
     ):
         super().__init__()
         levels = len(channel_multipliers)
@@ -150,6 +156,7 @@ class UNet(nn.Module):
         if any(not 0 <= level < levels for level in attention_levels):
             raise InputError(f"attention_levels must lie in 0 ... {levels - 1}, not {tuple(attention_levels)}")
         self.channels = channels
+        self.inputs = channels + COORDINATE_CHANNELS * coordinates
         self.num_classes = num_classes
         self.width = width
         self.size_multiple = 2 ** (levels - 1)
@@ -170,7 +177,7 @@ class UNet(nn.Module):
         def attention(level: int) -> nn.Module:
             return AttentionBlock(level_widths[level], heads, norm_eps) if level in attention_levels else nn.Identity()
 
-        self.head = _conv(channels, width, 3, padding=1)
+        self.head = _conv(self.inputs, width, 3, padding=1)
         self.down_blocks, self.down_attentions, self.downsamples = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         skips = [width]  # channels of what the way up will be given, last first
         current = width
@@ -197,12 +204,12 @@ class UNet(nn.Module):
             if level:
                 self.upsamples.append(Upsample(current))
         self.tail_norm = GroupNormSiLU(current, norm_eps)
-        self.tail = _conv(current, channels, 3, padding=1, gain=SMALL_GAIN)
+        self.tail = _conv(current, channels * (2 if learn_sigma else 1), 3, padding=1, gain=SMALL_GAIN)
 
         self.levels, self.blocks = levels, blocks
 
     def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
-        check_condition(x, time, labels, self.channels, self.num_classes)
+        check_condition(x, time, labels, self.inputs, self.num_classes)
         check_size(x.shape[-2], self.size_multiple)
         check_size(x.shape[-1], self.size_multiple)
         embedding = sinusoids(time, self.width, endpoint=True, cosine_first=False).to(self.time1.weight.dtype)

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import torch
 
 from prunefast.errors import InputError, InputTypeError
+from prunefast.ops import native
 from prunefast.ops.arrays import as_tensor, check_finite, check_labels, check_same_device, like
+from prunefast.ops.backends import triton_is_live
 
 _CHUNK_VALUES = 1 << 22  # float64 values of one chunk of rows (32 MB)
 
@@ -133,6 +135,12 @@ def chunks(data: torch.Tensor, rows: torch.Tensor | None) -> Iterator[tuple[Any,
 
 def fit_moments(data: torch.Tensor, rows: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and covariance (divisor N) of some rows; None: of all."""
+    if data.device.type == "cpu":
+        return native.moments(_wide(data), rows)
+    return _portable_moments(data, rows)
+
+
+def _portable_moments(data: torch.Tensor, rows: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     count = data.shape[0] if rows is None else len(rows)
     mean = torch.zeros(data.shape[1], dtype=torch.float64, device=data.device)
     for _, values in chunks(data, rows):
@@ -153,6 +161,35 @@ def _score(result, data, rows, mean, covariance, ridge, name) -> None:
     if int(failed):
         raise InputError(f"{name}: the covariance plus ridge {ridge} is not positive definite; use a larger ridge")
     constant = dimension * math.log(2 * math.pi) / 2 + float(torch.log(torch.diagonal(factor)).sum())
-    for part, values in chunks(data, rows):
-        white = torch.linalg.solve_triangular(factor.T, values - mean, upper=True, left=False)
-        result[part] = -white.square().sum(1) / 2 - constant
+    if data.device.type == "cpu":
+        squared = native.mahalanobis(_wide(data), rows, mean, factor)
+    elif _triton_serves(data.device):
+        from prunefast.kernels.mahalanobis import squared_mahalanobis
+
+        with torch.cuda.device(data.device):
+            squared = squared_mahalanobis(_wide(data if rows is None else data[rows]), mean, factor)
+    else:
+        squared = _portable_mahalanobis(data, rows, mean, factor)
+    result[slice(None) if rows is None else rows] = -squared / 2 - constant
+
+
+def _portable_mahalanobis(data, rows, mean, factor) -> torch.Tensor:
+    """|L^-1 (x - mean)|^2 of some rows, by triangular solve."""
+    squared = [
+        torch.linalg.solve_triangular(factor.T, values - mean, upper=True, left=False).square().sum(1)
+        for _, values in chunks(data, rows)
+    ]
+    return torch.cat(squared) if squared else mean.new_empty(0)
+
+
+def _wide(data: torch.Tensor) -> torch.Tensor:
+    """Float32 or float64 that holds every value."""
+    if data.dtype in native.ROW_DTYPES:
+        return data
+    small = data.dtype.is_floating_point or data.dtype.itemsize < 4
+    return data.to(torch.float32 if small else torch.float64)
+
+
+def _triton_serves(device: torch.device) -> bool:
+    """Float64 tensor cores that Triton compiles for: it does not yet for sm_100, where cuBLAS has them."""
+    return triton_is_live() and torch.cuda.get_device_capability(device)[0] in (8, 9)

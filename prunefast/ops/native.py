@@ -11,6 +11,7 @@ from prunefast.ops.arrays import SEED_LIMIT
 
 WORDS, UNIFORM, NORMAL = 0, 1, 2  # prunefast_random_kind
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3}  # prunefast_dtype
+ROW_DTYPES = {torch.float32: 0, torch.float64: 4}
 
 
 def threads() -> int:
@@ -34,12 +35,26 @@ def philox(kind: int, out: torch.Tensor, seed: int, position: torch.Tensor, stre
 def topk(
     x: torch.Tensor, y: torch.Tensor, k: int, inner: bool, certify: bool, exclude_self: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """`y` must be finite; a value of `x` that is not is an InputError."""
+    return _topk(x, y, k, inner, certify, exclude_self, None)
+
+
+def nearest_sums(
+    x: torch.Tensor, y: torch.Tensor, sums: torch.Tensor, counts: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The nearest row of `y` [k, columns] and its squared distance, both [rows]; in the same read of `x` its rows are
+    added to float64 `sums` [k, columns] and int64 `counts` [k] of their nearest, in their order."""
+    index, distance = _topk(x, y, 1, False, True, False, (sums, counts))
+    return index[:, 0], distance[:, 0]
+
+
+def _topk(x, y, k, inner, certify, exclude_self, onto) -> tuple[torch.Tensor, torch.Tensor]:
     x, y = unit_rows(x), unit_rows(y)
     index = torch.empty((x.shape[0], k), dtype=torch.int64)
     distance = torch.empty((x.shape[0], k), dtype=torch.float32)
     sizes = (x.shape[0], y.shape[0], x.shape[1], x.stride(0), y.stride(0))
-    outputs = (index.data_ptr(), distance.data_ptr())
-    _native.topk(x.data_ptr(), y.data_ptr(), *sizes, k, inner, certify, exclude_self, *outputs, threads())
+    outputs = [address(tensor) for tensor in (index, distance, *(onto or (None, None)))]
+    _call(_native.topk, x.data_ptr(), y.data_ptr(), *sizes, k, inner, certify, exclude_self, *outputs, threads())
     return index, distance
 
 
@@ -61,6 +76,28 @@ def class_sums(
     sizes = (x.shape[0], x.shape[1], x.stride(0), labels.data_ptr(), classes)
     _native.class_sums(x.data_ptr(), *sizes, sums.data_ptr(), counts.data_ptr(), onto is not None, threads())
     return sums, counts
+
+
+def _rows(x: torch.Tensor, rows: torch.Tensor | None) -> tuple:
+    count = x.shape[0] if rows is None else len(rows)
+    return (x.data_ptr(), ROW_DTYPES[x.dtype], count, x.shape[1], x.stride(0), address(rows), threads())
+
+
+def moments(x: torch.Tensor, rows: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Float64 mean and covariance (divisor N) of some rows of float32 or float64 x; None: of all."""
+    x = unit_rows(x)
+    mean = torch.empty(x.shape[1], dtype=torch.float64)
+    covariance = torch.empty((x.shape[1], x.shape[1]), dtype=torch.float64)
+    _native.moments(_rows(x, rows), mean.data_ptr(), covariance.data_ptr())
+    return mean, covariance
+
+
+def mahalanobis(x: torch.Tensor, rows: torch.Tensor | None, mean: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Float64 |L^-1 (x - mean)|^2 of some rows; `factor` L is lower triangular."""
+    x, mean, factor = unit_rows(x), mean.contiguous(), factor.contiguous()
+    squared = torch.empty(x.shape[0] if rows is None else len(rows), dtype=torch.float64)
+    _native.mahalanobis(_rows(x, rows), mean.data_ptr(), factor.data_ptr(), squared.data_ptr())
+    return squared
 
 
 def as_images(tensor: Any) -> Any:
@@ -155,7 +192,7 @@ def _norm_sizes(x: torch.Tensor, groups: int, silu: bool, eps: float) -> tuple:
 
 
 def _call(function, *arguments) -> None:
-    """The core refuses labels and boxes out of range, which only it reads."""
+    """The core refuses labels and boxes out of range and values that are not finite, where only it reads them."""
     try:
         function(*arguments)
     except ValueError as error:

@@ -34,6 +34,9 @@ class Stream(IntEnum):
     FLIP = 3
     LABEL_DROP = 4
     ORDER = 5
+    PATCH_SIZE = 16  # keyed by the first position of a step
+    TOKEN_MASK = 17
+    LATENT = 18  # the draw from an autoencoder's posterior
     SAMPLER = 1024  # + step of an ancestral sampler
 
 

@@ -16,6 +16,7 @@ from prunefast.encode import open_features
 from prunefast.errors import InputError
 from prunefast.evaluate.result import Evaluation
 from prunefast.files import RunFolder, read_json
+from prunefast.reweight.weights import ClassWeights
 from prunefast.score.table import load_manifests, load_scores
 from prunefast.select import Coreset
 
@@ -56,6 +57,7 @@ class Run:
     features_manifest: dict[str, Any] = field(default_factory=dict)
     score_name: str | None = None
     scores: NDArray[np.float64] | None = None
+    class_weights: ClassWeights | None = None
     notes: dict[str, str] = field(default_factory=dict)
 
 
@@ -99,6 +101,8 @@ def read_run(folder: RunFolder) -> Run:
             run.score_name = next(iter(names))
             data, column = run.data, run.score_name
             run.scores = _part(run.notes, "scores", folder.scores, "", lambda path: load_scores(path, column, data))
+    if folder.class_weights.is_file():
+        run.class_weights = _part(run.notes, "class_weights", folder.class_weights, "", ClassWeights.load)
     return run
 
 

@@ -13,7 +13,7 @@ import prunefast
 from prunefast.errors import InputError
 from prunefast.files import write_text
 from prunefast.report.gather import Arm, Run, gather
-from prunefast.report.sections import classes, feature_map, outcome, scores, summary
+from prunefast.report.sections import class_weights, classes, feature_map, outcome, scores, summary
 from prunefast.report.sections.options import COMPACT, FULL, Options
 from prunefast.report.text import number, short, visible
 from prunefast.report.thumbnails import Thumbnails
@@ -74,6 +74,7 @@ def render(run: Run, arms: list[Arm], *, title: str | None = None, compared: boo
         "pixelated": run.data is not None and (run.data.image_size or PIXELATED) < PIXELATED,
         "comparison": outcome.comparison(arms) if compared else None,
         "training": outcome.training_chart(arms),
+        "class_weights": class_weights.class_weights_section(run.class_weights),
         "arms": sections,
         "encoder": summary.encoder_text(run),
         "map_axes": map_.axes if map_ is not None else None,

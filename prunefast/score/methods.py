@@ -10,6 +10,7 @@ from prunefast.checks import check_features, check_labels, check_seed
 from prunefast.errors import InputError
 from prunefast.score import clusters, coverage, gaussian, moderate, neighbours, ppca, prototypes, random
 from prunefast.score.options import make_options
+from prunefast.score.surrogate import SURROGATES, Checkpoints, surrogate_score
 
 # (features or None, labels or None, rows, options, seed) -> float64 [rows]
 ScoreFunction = Callable[[Any, np.ndarray | None, int, Any, int], np.ndarray]
@@ -102,16 +103,19 @@ def find_method(name: str) -> Method:
     try:
         return METHODS[name]
     except (KeyError, TypeError):
-        raise InputError(f"method: {name!r} is not a score; there are {', '.join(METHODS)}") from None
+        there = ", ".join([*METHODS, *SURROGATES])
+        raise InputError(f"method: {name!r} is not a score; there are {there}") from None
 
 
 def score(
-    features: Any,
+    features: Any = None,
     labels: Any = None,
     *,
     method: str = "gaussian",
     per_class: bool = True,
     seed: int = 0,
+    data: Any = None,
+    checkpoint: Checkpoints | None = None,
     **options: Any,
 ) -> Any:
     """A score for every image: float64 [N], higher = keep; NumPy in gives NumPy, a torch tensor gives a tensor.
@@ -123,13 +127,22 @@ def score(
                all centroids), "coverage", "random"; `prunefast.score.METHODS` has them with their options
     per_class  fit a Gaussian, a prototype, clusters or neighbours to each class by itself; False: one for everything.
                "prototypes", "coverage" and "random" do not look at classes
+    data, checkpoint   for scores from a trained diffusion model ("loss", "difficulty", "forgetting", "el2n", "grand",
+               "moso"), in place of features and labels: `prunefast.score.surrogate.surrogate_score`
     options    of the method, such as ridge=1e-5 for "gaussian"
 
     Raises InputError/InputTypeError for bad features, labels or options, before any work.
 
         scores = prunefast.score(features, data.labels, method="gaussian")
+        scores = prunefast.score(data=data, checkpoint="run", method="loss")
     """
+    if method in SURROGATES:
+        if features is not None or labels is not None or data is None:
+            raise InputError(f"data: {method!r} looks at images; give data= and checkpoint= instead of features")
+        return surrogate_score(data, checkpoint, method=method, seed=seed, **options)
     chosen = find_method(method)
+    if data is not None or checkpoint is not None:
+        raise InputError(f"checkpoint: means nothing to {method!r}; it is for {', '.join(SURROGATES)}")
     made = chosen.make_options(options)
     seed = check_seed(seed)
     array = check_features(features) if chosen.needs_features else None

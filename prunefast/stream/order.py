@@ -31,9 +31,13 @@ def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
 
     Raw bits are the same in every version of NumPy, which promises no such thing for `Generator.permutation` (NEP 19).
     """
+    return np.argsort(raw_bits(n, seed, epoch, ORDER_STREAM), kind="stable").astype(np.int64)
+
+
+def raw_bits(n: int, seed: int, epoch: int, stream: int) -> np.ndarray:
+    """n raw Philox numbers, uint64, of an epoch."""
     key = np.array([seed, epoch], dtype=np.uint64)  # from a plain list NumPy would go through float64 past 2^63
-    bits = np.random.Philox(key=key, counter=[0, 0, 0, ORDER_STREAM]).random_raw(n)
-    return np.argsort(bits, kind="stable").astype(np.int64)
+    return np.random.Philox(key=key, counter=[0, 0, 0, stream]).random_raw(n)
 
 
 class EpochOrder:
@@ -46,10 +50,13 @@ class EpochOrder:
     def _permutation(self, epoch: int) -> np.ndarray:
         order = self._kept.get(epoch)
         if order is None:
-            order = self._kept[epoch] = epoch_order(self.n, self.seed, epoch)
+            order = self._kept[epoch] = self._make(epoch)
             while len(self._kept) > 2:
                 self._kept.popitem(last=False)
         return order
+
+    def _make(self, epoch: int) -> np.ndarray:
+        return epoch_order(self.n, self.seed, epoch)
 
     def at(self, positions: np.ndarray) -> np.ndarray:
         """Items at ascending positions, int64 -> int64."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch.utils.data import Sampler
 
+from prunefast.stream.draw import WeightedOrder, draw_fingerprint, make_draw
 from prunefast.stream.order import (
     MAX_SEED,
     CoresetLike,
@@ -29,6 +30,9 @@ class CoresetSampler(Sampler[int]):
     rank, world_size   this rank gets every world_size-th position. Where these do not divide the images of a pass,
                        ranks get counts that differ by one: under DDP use epochs=None, or its Join context.
     start       position (images of all ranks together) to begin at
+    class_weights   what each class counts for, [C] summing to 1 or `ClassWeights`: classes are drawn by these shares,
+                    with exact counts in every epoch (`prunefast.stream.draw`); do not weigh the loss by them as well
+    groups      with class_weights: integers [N], the class of every image of the data set; default the coreset's labels
 
     `state_dict` counts what this sampler has given out. A DataLoader with workers takes ahead of training: resume such
     a one with `start=` set to the images trained on.
@@ -45,11 +49,18 @@ class CoresetSampler(Sampler[int]):
         rank: int = 0,
         world_size: int = 1,
         start: int = 0,
+        class_weights: Any = None,
+        groups: Any = None,
     ):
         self._indices = check_coreset(coreset)
         self.seed = check_whole("seed", seed, 0, MAX_SEED)
         self._fingerprint = str(coreset.fingerprint)
         self._order = EpochOrder(len(self._indices), self.seed, bool(shuffle))
+        if class_weights is not None:
+            classes = getattr(coreset, "labels", None) if groups is None else groups
+            draw = make_draw(class_weights, classes, self._indices)
+            self._order = WeightedOrder(draw, self.seed, bool(shuffle))
+            self._fingerprint = draw_fingerprint(self._fingerprint, draw)
         self._position = Position(len(self._indices), epochs, start, rank, world_size)
 
     def __iter__(self) -> Iterator[int]:

@@ -18,12 +18,15 @@ from typing import Any, Literal
 
 import tomli_w
 
+from prunefast.diffusion.patches import LOSSES, SCHEDULES
 from prunefast.errors import InputError, InputTypeError
 from prunefast.files import read_json, write_text
 
 PRECISIONS = ("auto", "bf16", "fp32")
 OPTIMIZERS = ("adamw", "apex")
-PLACEMENTS = ("auto", "device", "memory", "disk")
+PLACEMENTS = ("auto", "device", "memory", "pack", "disk")
+CLASS_WEIGHTS_IN = ("loss", "sampler")
+CLASS_WEIGHTS_OF = ("classes", "clusters")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,16 +52,41 @@ class TrainConfig:
     model: str = "unet-small"  # a name of prunefast.models.PRESETS
     model_options: dict[str, Any] = dataclasses.field(default_factory=dict)  # overrides of the preset
     dropout: float | None = None  # None: the preset's
+    init_from: str | None = None  # begin with the averaged weights of this checkpoint, or those of a .safetensors file
     class_conditional: bool | Literal["auto"] = "auto"  # "auto": when the data has labels
     label_drop: float = 0.1  # share of labels replaced by the null class, for classifier-free guidance (Ho & Salimans)
 
     # diffusion
     process: str = "ddpm-linear"
     prediction: str | None = None  # None: the process' default
+    # only the times between these shares of the process' training times, 0 the least noise: (0, 0.2) of ddpm-linear is
+    # t = 0 ... 199; None: all
+    timesteps: tuple[float, float] | None = None
     weighting: str = "uniform"
     weighting_gamma: float | None = None  # of "min_snr" and "p2"; None: the weighting's default
+    learn_sigma: bool = False  # the network learns the variance too, by the variational bound (ddpm-* only)
+    bound_weight: float = 0.001  # of the bound, Nichol & Dhariwal 2021
     class_weights: str | tuple[float, ...] | None = None  # class_weights.json, numbers in class order, or ClassWeights
+    class_weights_in: str = "loss"  # "loss": an image weighs weight / share of its class; "sampler": drawn so often
+    class_weights_of: str = "classes"  # "clusters": one weight for each cluster of the coreset
+    # InfoBatch: this share of the images with a loss below the mean is left out of every epoch, and those that stay
+    # count for them; None: nothing. Epochs that begin at `dynamic_prune_until` images or later (None: 7/8 of `images`,
+    # the paper's share) are whole
+    dynamic_prune: float | None = None
+    dynamic_prune_until: int | None = None
     flip: bool = True  # mirror half of the images left to right; False for digits and letters
+
+    # Patch Diffusion (prunefast.diffusion.PatchSchedule); the network gets coordinates
+    patch_p: float | None = None  # share of steps on full images; None: all, and no coordinates. The paper: 0.5
+    patch_levels: int | None = None  # sizes R, R / 2, R / 4: how many of them; None: 3 for pixels, 2 for latents
+    patch_multiply: bool = True  # 2 and 4 times the images at R / 2 and R / 4
+    patch_schedule: str = "stochastic"  # "progressive": from the smallest size to the largest over `images`
+    patch_loss: str = "sum"  # over pixels, as the paper; "mean": small patches pull as hard as full images
+
+    # masked training (prunefast.diffusion.TokenMasking); models "maskdit-..." only
+    mask_ratio: float = 0.0  # share of the tokens that the encoder does not see; MaskDiT: 0.5
+    mask_reconstruction: float = 0.0  # weight of reconstructing the masked input; MaskDiT: 0.1
+    mask_images: int | None = None  # after so many images every token is seen (fine-tuning); None: masked to the end
 
     # optimisation
     batch_size: int = 128
@@ -79,7 +107,8 @@ class TrainConfig:
     precision: str = "auto"  # "auto": bf16 autocast where the device has it in hardware; weights are float32 always
     compile: bool = False  # torch.compile the network: pays on GPUs and for long runs
     deterministic: bool = True  # on GPUs: only algorithms that repeat bit for bit (exact resume), at some speed
-    placement: str = "auto"  # where the loader keeps the images: "device", "memory", "disk"
+    placement: str = "auto"  # where the loader keeps the images: "device", "memory", "pack", "disk"
+    on_unreadable: str = "raise"  # an image that cannot be read: "raise", or "replace" by another of its class
     threads: int | None = None  # decoding threads; None: the loader's choice
 
     # files
@@ -98,6 +127,10 @@ class TrainConfig:
                 put(field.name, check(field.name, getattr(self, field.name)))
         if self.images is None and self.max_seconds is None:
             raise InputError("images: say how long to train: images=..., max_seconds=..., or both")
+        groups = getattr(self.class_weights, "groups", self.class_weights_of)  # ClassWeights know whose they are
+        put("class_weights_of", _Choice(CLASS_WEIGHTS_OF)("class_weights_of", groups))
+        if self.dynamic_prune is not None and self.dynamic_prune_until is None and self.images is None:
+            raise InputError("dynamic_prune_until: say when epochs are whole again; without images it is not known")
         put("class_weights", _class_weights("class_weights", self.class_weights))
 
     @classmethod
@@ -154,8 +187,10 @@ class TrainConfig:
 _NOT_RECIPE = frozenset(
     {
         *("out", "images", "max_seconds", "max_bad_steps"),
-        *("data", "split", "coreset", "image_size", "class_conditional", "prediction", "class_weights", "precision"),
-        *("device", "compile", "deterministic", "placement", "threads"),
+        *("data", "split", "coreset", "image_size", "class_conditional", "prediction", "precision"),
+        *("class_weights", "class_weights_in", "class_weights_of"),
+        *("init_from", "dynamic_prune_until"),
+        *("device", "compile", "deterministic", "placement", "on_unreadable", "threads"),
         *("checkpoint_every_images", "checkpoint_every_seconds", "keep_checkpoints", "status_every_images"),
     }
 )
@@ -170,7 +205,13 @@ def recipe(config: TrainConfig, **resolved: Any) -> dict[str, Any]:
     kept = {
         field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name not in _NOT_RECIPE
     }
-    kept["betas"] = list(config.betas)
+    kept = {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
+    if config.patch_p is None:  # they mean nothing; and runs from before there were any go on
+        kept = {key: value for key, value in kept.items() if not key.startswith("patch_")}
+    if config.mask_ratio == 0:
+        kept = {key: value for key, value in kept.items() if not key.startswith("mask_")}
+    if not config.learn_sigma:
+        del kept["learn_sigma"], kept["bound_weight"]
     return {**resolved, **kept}
 
 
@@ -187,6 +228,21 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dropout": 0.1,
         "ema_half_life_images": 887_000,
         "images": 102_400_000,
+        "status_every_images": 50_000,
+    },
+    # Karras et al. 2022, appendix F, CIFAR-10: DDPM++, batch 512, lr 1e-3 reached after 10 Mimg, dropout 0.13, EMA
+    # half-life 0.5 Mimg with a ramp of 5 %, 200 Mimg; their augmentation besides mirroring is not built.
+    "edm": {
+        "model": "edm-ddpmpp",
+        "process": "edm",
+        "weighting": "edm",
+        "image_size": 32,
+        "batch_size": 512,
+        "lr": 1e-3,
+        "warmup_images": 10_000_000,
+        "dropout": 0.13,
+        "grad_clip": 0.0,
+        "images": 200_000_000,
         "status_every_images": 50_000,
     },
     # Minutes on a few CPU cores: small batches, because at 10^4 - 10^5 images the number of steps is what is short;
@@ -217,8 +273,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def read_class_weights(value: str | tuple[float, ...] | None, classes: Sequence[str]) -> list[float] | None:
-    """The class weights of a run as numbers in class order.
+def read_class_weights(
+    value: str | tuple[float, ...] | None, classes: Sequence[str], groups: str = "classes"
+) -> list[float] | None:
+    """The class weights of a run as numbers in class order; `groups`: of what ("classes" or "clusters").
 
     A file holds a list, or an object with "average" (a list in class order, as `ClassWeights` is saved) or with the
     class names as keys.
@@ -230,6 +288,12 @@ def read_class_weights(value: str | tuple[float, ...] | None, classes: Sequence[
     if isinstance(value, str):
         source, content = value, read_json(value)
         if isinstance(content, dict):
+            recorded = content.get("groups", groups) if "average" in content else groups
+            if recorded != groups:
+                raise InputError(f"{source}: holds weights of {recorded}; set class_weights_of to that")
+            named = content.get("classes") if "average" in content else None
+            if named is not None and named != list(classes):
+                raise InputError(f"{source}: its classes are not those of the data ({', '.join(map(str, named))[:60]})")
             content = content.get("average", content)
         if isinstance(content, dict):
             missing = [name for name in classes if name not in content]
@@ -292,10 +356,10 @@ class _Whole:
 
 
 class _Number:
-    """low <= value < high, or low < value where `open_low`."""
+    """low <= value < high; or low < value where `open_low`, value <= high where `closed_high`."""
 
-    def __init__(self, low: float, high: float = math.inf, *, open_low: bool = False):
-        self.low, self.high, self.open_low = low, high, open_low
+    def __init__(self, low: float, high: float = math.inf, *, open_low: bool = False, closed_high: bool = False):
+        self.low, self.high, self.open_low, self.closed_high = low, high, open_low, closed_high
 
     def __call__(self, key: str, value: Any) -> float:
         try:
@@ -305,8 +369,11 @@ class _Number:
         except (TypeError, ValueError):
             raise InputTypeError(f"{key} is {value!r}; give a number") from None
         low_ok = number > self.low if self.open_low else number >= self.low
-        if not (low_ok and number < self.high):  # NaN fails too
-            upper = f" and below {self.high:g}" if self.high < math.inf else " and finite"
+        high_ok = number <= self.high if self.closed_high else number < self.high
+        if not (low_ok and high_ok):  # NaN fails too
+            upper = f" and {'at most' if self.closed_high else 'below'} {self.high:g}"
+            if self.high == math.inf:
+                upper = " and finite"
             raise InputError(
                 f"{key} is {number:g}; it must be {'above' if self.open_low else 'at least'} {self.low:g}{upper}"
             )
@@ -336,6 +403,16 @@ def _betas(key: str, value: Any) -> tuple[float, float]:
         raise InputTypeError(f"{key} is {value!r}; give two numbers")
     check = _Number(0.0, 1.0)
     return check(key, value[0]), check(key, value[1])
+
+
+def _timesteps(key: str, value: Any) -> tuple[float, float]:
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        raise InputTypeError(f"{key} is {value!r}; give two shares of the times, such as (0, 0.2)")
+    check = _Number(0.0, 1.0 + 2**-52)
+    low, high = check(key, value[0]), check(key, value[1])
+    if not low < high:
+        raise InputError(f"{key} is {low:g} ... {high:g}; the first share must be below the second")
+    return low, high
 
 
 def _options(key: str, value: Any) -> dict[str, Any]:
@@ -371,14 +448,29 @@ _CHECKS: dict[str, typing.Callable[[str, Any], Any]] = {
     "max_seconds": _Optional(_Number(0.0, open_low=True)),
     "model": _text,
     "model_options": _options,
+    "init_from": _Optional(_text),
     "dropout": _Optional(_Number(0.0, 1.0)),
     "class_conditional": _flag_or_auto,
     "label_drop": _Number(0.0, 1.0),
     "process": _text,
     "prediction": _Optional(_text),
+    "timesteps": _Optional(_timesteps),
     "weighting": _text,
     "weighting_gamma": _Optional(_Number(0.0, open_low=True)),
+    "learn_sigma": _flag,
+    "bound_weight": _Number(0.0),
+    "class_weights_in": _Choice(CLASS_WEIGHTS_IN),
+    "dynamic_prune": _Optional(_Number(0.0, 1.0, open_low=True)),
+    "dynamic_prune_until": _Optional(_Whole(0)),
     "flip": _flag,
+    "mask_ratio": _Number(0.0, 1.0),
+    "mask_reconstruction": _Number(0.0),
+    "mask_images": _Optional(_Whole(0)),
+    "patch_p": _Optional(_Number(0.0, 1.0, closed_high=True)),
+    "patch_levels": _Optional(_Whole(1, 3)),
+    "patch_multiply": _flag,
+    "patch_schedule": _Choice(SCHEDULES),
+    "patch_loss": _Choice(LOSSES),
     "batch_size": _Whole(1),
     "optimizer": _Choice(OPTIMIZERS),
     "lr": _Number(0.0),
@@ -394,6 +486,7 @@ _CHECKS: dict[str, typing.Callable[[str, Any], Any]] = {
     "compile": _flag,
     "deterministic": _flag,
     "placement": _Choice(PLACEMENTS),
+    "on_unreadable": _Choice(("raise", "replace")),
     "threads": _Optional(_Whole(1)),
     "status_every_images": _Whole(1),
     "checkpoint_every_images": _Optional(_Whole(1)),

@@ -8,7 +8,7 @@ run goes on counting where it stopped.
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +24,14 @@ from prunefast.train.state import (
     check_same_recipe,
     latest_checkpoint,
     load_checkpoint,
+    load_pruning,
     save_checkpoint,
 )
 from prunefast.train.step import derived_seed, forked_generators, repeatable_algorithms, seed_generators
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from prunefast.data import ImageDataset
     from prunefast.select import Coreset
     from prunefast.stream import Batch
@@ -59,6 +62,8 @@ def train(
     data: "ImageDataset | None" = None,
     coreset: "Coreset | None" = None,
     progress: bool = False,
+    *,
+    model: "nn.Module | None" = None,
 ) -> TrainResult:
     """Train a diffusion model on the images of a coreset; the same call continues a run that was stopped.
 
@@ -73,6 +78,9 @@ def train(
         data: with square images of one size, or with `config.image_size`.
         coreset: of `data`; None and no `config.coreset`: all images.
         progress: show the status line.
+        model: any module taking (x_t [B, C, R, R], time float32 [B]) or, where the data has classes, (x_t, time, labels
+            int64 [B]), in the place of the network that `config.model` names. It is trained in place, from the weights
+            it has; a run that is continued puts its own into it.
 
     Raises:
         InputError: an option, the data, another recipe than that of the run in `out`, or training that diverged.
@@ -82,8 +90,14 @@ def train(
     if not isinstance(config, TrainConfig):
         raise InputTypeError(f"config is a {type(config).__name__}; give a TrainConfig")
     data, coreset = open_inputs(config, data, coreset)
-    plan = make_plan(config, data, coreset)
-    folder = RunFolder(config.out).train
+    return train_plan(make_plan(config, data, coreset, model), RunFolder(config.out).train, progress)
+
+
+def train_plan(
+    plan: Plan, folder: Path, progress: bool = False, make_run: Callable[..., "_Run"] | None = None
+) -> TrainResult:
+    """Begin or continue the run of `plan` in `folder`; `make_run`: another loop than `_Run`, called as it is."""
+    config = plan.config
     make_folder(folder)
     with lock_folder(folder, "training"):
         remove_leftovers(folder)
@@ -96,7 +110,7 @@ def train(
             if over and _was_summarised(folder, recorded["images"]):
                 return _result(folder, path, repeated=True)
         with forked_generators(plan.device), repeatable_algorithms(plan.device, config.deterministic):
-            run = _Run(plan, build_parts(plan), folder, found)
+            run = (make_run or _Run)(plan, build_parts(plan), folder, found)
             try:
                 run.train(progress)
             finally:
@@ -116,6 +130,7 @@ class _Run:
     def __init__(self, plan: Plan, parts: Parts, folder: Path, found: tuple[Path, dict[str, Any]] | None):
         self.plan, self.config, self.device, self.parts, self.folder = plan, plan.config, plan.device, parts, folder
         self.images = self.steps = 0
+        self.pixels = 0  # trained on: height x width of every image or crop
         self.seconds = 0.0
         self.timed_images = 0  # those that `seconds` were spent on: a process' first step is in neither
         self.meter = Meter(plan.device)
@@ -125,18 +140,26 @@ class _Run:
             self.checkpoint, recorded = found
             load_checkpoint(self.checkpoint, parts.model, parts.ema, parts.updater)
             parts.loader.load_state_dict(recorded["loader"])
+            if parts.pruning is not None:
+                parts.pruning.load(load_pruning(self.checkpoint))
             self.meter.load(recorded["meter"])
             self.images, self.steps = recorded["images"], recorded["steps"]
             self.seconds, self.timed_images = recorded["seconds"], recorded["timed_images"]
+            self.pixels = recorded.get("pixels", self.images * plan.recipe["image_size"] ** 2)
             self.saved_images = self.images
             offset = recorded["metrics_offset"]
         self.config.dump(folder / "config.toml")
         self.metrics = MetricsLog(folder / "metrics.jsonl", offset)
         self.line_images, self.line_seconds = self.timed_images, self.seconds  # at the last line of metrics
 
+    def extra_state(self) -> dict[str, Any]:
+        """What a loop built on this one has in its checkpoints besides."""
+        return {}
+
     @property
     def end(self) -> int | None:
-        """Images when the run is over: whole batches, the last one may go past the number asked for."""
+        """Images when the run is over: whole batches, the last one may go past the number asked for (with patches, by
+        the multiplier of the last step)."""
         images, batch = self.config.images, self.config.batch_size
         return None if images is None else -(-images // batch) * batch
 
@@ -164,16 +187,19 @@ class _Run:
                 )
 
     def _loop(self, batches: "Iterator[Batch]", stop: StopRequest, status: Status) -> None:
-        config, batch_size = self.config, self.config.batch_size
-        line_steps = max(round(config.status_every_images / batch_size), 1)
+        config, patches = self.config, self.plan.patches
+        usual = config.batch_size * (1.0 if patches is None else patches.images_per_step)
+        line_steps = max(round(config.status_every_images / usual), 1)
         save_images, save_time = self.images, time.monotonic()
         last: float | None = None  # when the step before this one ended
         while not (self.over or stop.name):
+            before = self.images
             self._one_step(next(batches))
+            trained = self.images - before
             now = time.perf_counter()
             if last is not None:
                 self.seconds += now - last
-                self.timed_images += batch_size
+                self.timed_images += trained
             last = now
             # from here on nothing is done at most steps
             line_due, look_due = self.steps % line_steps == 0, status.due()
@@ -183,7 +209,7 @@ class _Run:
                 status.note(self.meter.read()["loss"], self.seconds)
             if line_due:
                 self._write_line()
-            status.advance(batch_size)
+            status.advance(trained)
             images_due = config.checkpoint_every_images is not None and (
                 self.images - save_images >= config.checkpoint_every_images
             )
@@ -192,13 +218,18 @@ class _Run:
                 save_images, save_time, last = self.images, time.monotonic(), time.perf_counter()
 
     def _one_step(self, batch: "Batch") -> None:
+        patch = None if self.plan.patches is None else self.plan.patches.at(self.images)
+        side = self.plan.recipe["image_size"] if patch is None else patch.size
+        count = self.config.batch_size * (1 if patch is None else patch.multiplier)
         seed_generators(self.device, derived_seed("step", self.config.seed, self.images))
-        loss = self.parts.step(batch)
+        unmasked_from = self.config.mask_images
+        loss = self.parts.step(batch, patch, masked=unmasked_from is None or self.images < unmasked_from)
         loss.backward()
-        norm, bad = self.parts.updater.step(loss, self.images)
-        self.parts.ema.update(self.images, self.config.batch_size)
+        norm, bad = self.parts.updater.step(loss, self.images, count)
+        self.parts.ema.update(self.images, count)
         self.meter.update(loss, norm, bad)
-        self.images += self.config.batch_size
+        self.images += count
+        self.pixels += count * side**2
         self.steps += 1
 
     def _check_divergence(self) -> None:
@@ -218,6 +249,7 @@ class _Run:
             {
                 "images": self.images,
                 "steps": self.steps,
+                "pixels": self.pixels,
                 "loss": significant(means["loss"]),
                 "lr": learning_rate(self.config, self.images - self.config.batch_size),
                 "grad_norm": significant(means["grad_norm"]),
@@ -236,6 +268,7 @@ class _Run:
         self.metrics.sync()
         state = {
             "steps": self.steps,
+            "pixels": self.pixels,
             "seconds": self.seconds,
             "timed_images": self.timed_images,
             "meter": self.meter.state(),
@@ -243,12 +276,22 @@ class _Run:
             "loader": self.parts.loader.state_dict(),
             "model": self.parts.model.config,
             "classes": list(self.plan.data.classes),
+            "latents": None if self.plan.latents is None else dataclasses.asdict(self.plan.latents),
             "recipe": self.plan.recipe,
             "config": self.config.to_dict(),
+            **self.extra_state(),
         }
         parts = self.parts
+        keep, pruning = self.config.keep_checkpoints, parts.pruning
         self.checkpoint = save_checkpoint(
-            self.folder, self.images, state, parts.model, parts.ema, parts.updater, self.config.keep_checkpoints
+            self.folder,
+            self.images,
+            state,
+            parts.model,
+            parts.ema,
+            parts.updater,
+            keep,
+            pruning=None if pruning is None else pruning.tensors(),
         )
         self.saved_images = self.images
         self._write_summary(finished=False)
@@ -266,6 +309,7 @@ class _Run:
         summary = {
             "images": self.images,
             "steps": self.steps,
+            "pixels": self.pixels,
             "seconds": round(self.seconds, 3),
             "images_per_second": significant(self.timed_images / self.seconds, 5) if self.seconds else None,
             "loss": recent_loss(read_metrics(self.metrics.path)),
@@ -273,6 +317,8 @@ class _Run:
             "parameters": count_parameters(self.parts.model),
             "finished": finished,
         }
+        if self.parts.pruning is not None:
+            summary["left_out"] = self.parts.pruning.left_out  # images that whole epochs would have had more
         write_json(self.folder / "summary.json", summary)
 
 

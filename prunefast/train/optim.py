@@ -16,12 +16,14 @@ from prunefast.errors import InputError, MissingDependencyError
 from prunefast.train.config import TrainConfig
 
 
-def learning_rate(config: TrainConfig, images: int) -> float:
-    """Of the step that starts at `images`: rises linearly over `warmup_images` (never 0), then constant.
+def learning_rate(config: TrainConfig, images: int, count: int | None = None) -> float:
+    """Of the step that starts at `images` and has `count` (None: a batch): rises linearly over `warmup_images` (never
+    0), then constant.
 
     A constant rate makes a run extensible: its past does not depend on how long it will be.
     """
-    return config.lr * min((images + config.batch_size) / max(config.warmup_images, 1), 1.0)
+    end = images + (config.batch_size if count is None else count)
+    return config.lr * min(end / max(config.warmup_images, 1), 1.0)
 
 
 def _apex_adamw(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
@@ -64,13 +66,13 @@ class Updater:
             self.optimizer = _apex_adamw(groups, config)
 
     @torch.no_grad()
-    def step(self, loss: Tensor, images: int) -> tuple[Tensor, Tensor]:
-        """Apply the gradients of the step that starts at `images`, and drop them.
+    def step(self, loss: Tensor, images: int, count: int | None = None) -> tuple[Tensor, Tensor]:
+        """Apply the gradients of the step that starts at `images` and has `count` (None: a batch), and drop them.
 
         Returns (norm of the gradient before clipping, bad): float32 device scalars; bad is 1 where the loss or the
         gradient was not finite and the step was skipped, else 0.
         """
-        lr = learning_rate(self._config, images)
+        lr = learning_rate(self._config, images, count)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]

@@ -10,9 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
-from prunefast.diffusion import make_process
+from prunefast.data.latents import LatentScale
+from prunefast.diffusion import GroupedDenoiser, TimestepGroups, make_process
 from prunefast.diffusion.samplers import SAMPLERS, Denoiser, sample_images
+from prunefast.encode.encoder import weights_digest
+from prunefast.encode.latents import Autoencoder
 from prunefast.errors import InputError, InputTypeError, MachineError
 from prunefast.files import (
     TEMPORARY_PREFIX,
@@ -24,8 +28,10 @@ from prunefast.files import (
     remove_leftovers,
     write_json,
 )
-from prunefast.models import build_model
+from prunefast.models import ModuleNetwork, build_model
+from prunefast.models.adapter import MODULE
 from prunefast.progress import progress as show_progress
+from prunefast.train.experts import find_experts, is_tdc_folder
 from prunefast.train.state import find_checkpoint, load_weights
 from prunefast.train.step import autocast, pick_device
 
@@ -46,6 +52,8 @@ def sample(
     ema: bool = True,
     device: str = "auto",
     progress: bool = False,
+    model: nn.Module | None = None,
+    vae: str | os.PathLike[str] | None = None,
 ) -> np.ndarray:
     """Images of a trained model, uint8 [n, R, R, 3].
 
@@ -59,7 +67,7 @@ def sample(
     error.
 
     Args:
-        checkpoint: a run folder, its train folder, or one checkpoint-* folder.
+        checkpoint: a run folder, its train folder, one checkpoint-* folder, or the tdc folder of a run.
         n: number of images.
         sampler, steps: see `prunefast.diffusion.samplers`.
         guidance: of classifier-free guidance; 1: none.
@@ -67,18 +75,32 @@ def sample(
             class k mod C.
         batch_size: images at a time.
         ema: the averaged weights; False: the raw ones.
+        vae: of a model of latents, the folder of the autoencoder that decodes them; None: where it was at training.
+        model: the module that was trained, where it was one of your own; the weights are read into it.
 
     Raises:
         InputError: no whole checkpoint there, an option out of range, or a folder of other samples.
     """
-    path, state = find_checkpoint(checkpoint)
+    path = Path(checkpoint)
+    paths, state = find_model(path)
     if isinstance(n, bool) or not isinstance(n, int | np.integer):
         raise InputTypeError(f"n is {n!r}; give a number of images")
     if n < 1:
         raise InputError(f"n is {n}; it must be at least 1")
     recipe, network = state["recipe"], state["model"]
     check_sampling(recipe["process"], sampler=sampler, steps=steps, guidance=guidance, seed=seed, batch_size=batch_size)
-    shape = (int(n), network["image_size"], network["image_size"], network["channels"])
+    if (model is not None) != (network["name"] == MODULE):
+        need = (
+            "is of a module of your own; pass it (model=)"
+            if model is None
+            else "is of a network by name; leave model out"
+        )
+        raise InputError(f"model: {path} {need}")
+    latents = None if state.get("latents") is None else LatentScale(**state["latents"])
+    if latents is None and vae is not None:
+        raise InputError(f"vae: the model of {path} makes images, not latents; leave it out")
+    side, depth = (network["image_size"], network["channels"]) if latents is None else (latents.pixels, 3)
+    shape = (int(n), side, side, depth)
     try:
         images = np.empty(shape, np.uint8)
     except (MemoryError, ValueError):
@@ -101,16 +123,67 @@ def sample(
         "prediction": recipe["prediction"],
         "image_size": network["image_size"],
     }
+    if sampler == "ddpm" and network.get("learn_sigma"):
+        protocol["variance"] = "learned"
+    decoder = None
+    if latents is not None:
+        decoder = Autoencoder(latents.vae if vae is None else vae)
+        if weights_digest(decoder.state_dict()) != latents.weights:
+            raise InputError(f"vae: {decoder.folder} has other weights than those that encoded the data")
+        protocol["vae"] = latents.weights
     target = pick_device(device)
     if out is None:
-        return _fill(path, state, images, None, protocol, classes, target, guidance, batch_size, progress)
+        return _fill(
+            paths, state, images, None, protocol, classes, target, guidance, batch_size, progress, model, decoder
+        )
     with lock_folder(make_folder(out), "sampling"):
         files = _SampleFolder(Path(out), protocol, classes, state["classes"])
-        return _fill(path, state, images, files, protocol, classes, target, guidance, batch_size, progress)
+        return _fill(
+            paths, state, images, files, protocol, classes, target, guidance, batch_size, progress, model, decoder
+        )
+
+
+def find_model(path: Path) -> tuple[list[Path], dict[str, Any]]:
+    """The checkpoints of the model that `path` means, one or one a timestep group, and their state."""
+    if is_tdc_folder(path):
+        return find_experts(path)
+    checkpoint, state = find_checkpoint(path)
+    return [checkpoint], state
+
+
+def load_denoiser(
+    paths: Sequence[Path],
+    state: dict[str, Any],
+    *,
+    ema: bool,
+    device: torch.device,
+    guidance: float = 1.0,
+    module: nn.Module | None = None,
+) -> Denoiser | GroupedDenoiser:
+    """The networks of `find_model`, with their weights on `device`, as a sampler asks them.
+
+    module: the user's own network, where the checkpoint is of one.
+    """
+    process, prediction = make_process(state["recipe"]["process"]), state["recipe"]["prediction"]
+    denoisers = []
+    for path, network in zip(paths, state.get("networks", [state["model"]]), strict=True):
+        model: nn.Module
+        if module is not None:
+            known = ("image_size", "channels", "num_classes", "coordinates", "learn_sigma")
+            model = ModuleNetwork(module, **{key: network[key] for key in known})
+        else:
+            with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, then the checkpoint's read over them
+                model = build_model(**network)
+        load_weights(path, model, ema=ema)
+        model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        denoisers.append(Denoiser(model, process, prediction, guidance))
+    if "edges" in state:
+        return GroupedDenoiser(TimestepGroups(process, tuple(state["edges"])), denoisers)
+    return denoisers[0]
 
 
 def _fill(
-    path: Path,
+    paths: Sequence[Path],
     state: dict[str, Any],
     images: np.ndarray,
     files: "_SampleFolder | None",
@@ -120,16 +193,14 @@ def _fill(
     guidance: float,
     batch_size: int,
     progress: bool,
+    module: nn.Module | None,
+    decoder: Autoencoder | None,
 ) -> np.ndarray:
     """Put every image of `protocol` into `images`: read where the folder has it, else made and written there."""
     n, recipe, network = len(images), state["recipe"], state["model"]
     missing = [k for k in range(n) if files is None or not files.read(k, images[k])]
     if missing:
-        with torch.random.fork_rng(devices=[]):  # fresh weights are drawn before the checkpoint's are read over them
-            model = build_model(**network)
-        load_weights(path, model, ema=protocol["ema"])
-        model = model.to(target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        denoiser = Denoiser(model, make_process(recipe["process"]), recipe["prediction"], guidance)
+        denoiser = load_denoiser(paths, state, ema=protocol["ema"], device=target, guidance=guidance, module=module)
         with show_progress("sample", len(missing), silent=not progress) as bar:
             # whole batches of the same cut every time: what a second call makes has the bits of the first
             for begin in sorted({k - k % batch_size for k in missing}):
@@ -145,7 +216,12 @@ def _fill(
                         steps=protocol["steps"],
                         seed=protocol["seed"],
                         batch_size=batch_size,
+                        clamp=decoder is None,
+                        **({"variance": protocol["variance"]} if "variance" in protocol else {}),
                     )
+                if decoder is not None:
+                    with torch.inference_mode():
+                        made = decoder.to(target).decode(made.to(target)).clamp(-1, 1).float().cpu()
                 new = [k for k in missing if begin <= k < begin + batch_size]
                 images[new] = quantise(made).numpy()[np.array(new) - begin]
                 if files is not None:

@@ -1,21 +1,29 @@
 """From a configuration to the parts of a run: the data it opens, the recipe it resolves to, what the loop drives."""
 
 import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunefast.data import ImageDataset, open_dataset
-from prunefast.diffusion import DenoisingLoss
+from prunefast.data.latents import LatentDataset, LatentScale
+from prunefast.diffusion import DenoisingLoss, HybridLoss, PatchSchedule, TokenMasking
+from prunefast.diffusion.patches import LATENT_LEVELS, PIXEL_LEVELS
 from prunefast.errors import InputError
-from prunefast.models import build_model, count_parameters
+from prunefast.models import MaskedDiT, ModuleNetwork, build_model, count_parameters
+from prunefast.models.adapter import takes_labels
 from prunefast.select import Coreset
-from prunefast.stream import CoresetLoader
+from prunefast.stream import CoresetLoader, DynamicPruning
+from prunefast.stream.draw import make_draw
 from prunefast.train.config import TrainConfig, read_class_weights, recipe
-from prunefast.train.ema import Ema
+from prunefast.train.ema import Ema, named_weights
 from prunefast.train.optim import Updater
+from prunefast.train.state import load_initial_weights
 from prunefast.train.step import (
     TrainingStep,
     derived_seed,
@@ -48,7 +56,8 @@ def open_inputs(
         raise InputError("coreset: it was selected from another data set; select again from this one")
     if len(coreset) == 0:
         raise InputError("coreset: it keeps no image; keep more")
-    for key in ("class_conditional", "class_weights"):
+    needing = ["class_conditional"] + ["class_weights"] * (config.class_weights_of == "classes")
+    for key in needing:
         if getattr(config, key) not in (None, False, "auto") and data.labels is None:
             raise InputError(f"{key}: the data has no classes; leave it out, or open data with class folders")
     return data, coreset
@@ -67,8 +76,13 @@ class Plan:
     device: torch.device
     loss: DenoisingLoss
     num_classes: int | None  # None: the network is unconditional
+    patches: PatchSchedule | None  # None: full images
+    masking: TokenMasking | None  # None: every token is seen
+    latents: LatentScale | None  # None: images
     model: nn.Module  # on the CPU
     recipe: dict[str, Any]
+    class_weights: list[float] | None = None
+    groups: np.ndarray | None = None  # int64 [N], what the class weights are of
 
     def continuing(self, recorded: dict[str, Any]) -> "Plan":
         """The plan for a run that began with the recipe `recorded`: it keeps its precision, should "auto" come out
@@ -78,23 +92,49 @@ class Plan:
         return dataclasses.replace(self, recipe={**self.recipe, "precision": recorded["precision"]})
 
 
-def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset) -> Plan:
-    """Raises `InputError` for any option that does not go with the data or with another option."""
+def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module: nn.Module | None = None) -> Plan:
+    """Raises `InputError` for any option that does not go with the data or with another option.
+
+    module: trained in the place of the network that `config.model` names.
+    """
     device = pick_device(config.device)
-    class_weights = read_class_weights(config.class_weights, data.classes)
-    frequencies = None
-    if class_weights is not None:  # every image of the coreset is drawn equally often
-        counts = np.bincount(np.asarray(data.labels)[coreset.indices], minlength=len(data.classes))
-        frequencies = counts / counts.sum()
+    groups = weighted_groups(config, data, coreset)
+    names = data.classes if config.class_weights_of == "classes" else _cluster_names(groups)
+    class_weights = read_class_weights(config.class_weights, names, config.class_weights_of)
+    weighted: dict[str, Any] = {"class_weights": class_weights}
+    if class_weights is not None:
+        draw = make_draw(class_weights, groups, coreset.indices)
+        if config.class_weights_in != "loss":
+            weighted["class_weights_in"] = config.class_weights_in
+        if config.class_weights_of != "classes":
+            weighted["class_weights_of"] = draw.digest()
     weighting = pick_weighting(config.weighting, config.weighting_gamma)
-    loss = DenoisingLoss(config.process, config.prediction, weighting, class_weights, frequencies)
+    described = (config.process, config.prediction, weighting)  # class weights act at the loader
+    loss = HybridLoss(*described, bound_weight=config.bound_weight) if config.learn_sigma else DenoisingLoss(*described)
     conditional = config.class_conditional is not False and data.labels is not None
+    if module is not None and config.class_conditional == "auto" and conditional:
+        conditional = takes_labels(module)
     num_classes = len(data.classes) if conditional else None
     options: dict[str, Any] = {"num_classes": num_classes, "dropout": config.dropout, **config.model_options}
-    cpu = torch.device("cpu")  # where weights are drawn: the same on every device
-    with forked_generators(cpu):
-        seed_generators(cpu, derived_seed("weights", config.seed))
-        model = build_model(config.model, image_size=data.image_size, **options)  # type: ignore[arg-type]
+    assert data.image_size is not None  # open_inputs
+    latents = data.latents if isinstance(data, LatentDataset) else None
+    if latents is not None:
+        options["channels"] = latents.channels
+    patches = make_patches(config, data.image_size, PIXEL_LEVELS if latents is None else LATENT_LEVELS)
+    if patches is not None:
+        if config.model.startswith("maskdit"):
+            raise InputError(f"patch_p: {config.model} takes no coordinates; leave patch_p out, or take another model")
+        options.setdefault("coordinates", True)
+    if config.learn_sigma:
+        options["learn_sigma"] = True
+    if config.dynamic_prune is not None:
+        for key in ("learn_sigma", "mask_ratio", "patch_p"):
+            if getattr(config, key):
+                raise InputError(f"dynamic_prune: does not go with {key}; leave one of them out")
+    model = _network(config, module, data.image_size, options)
+    if patches is not None:
+        check_patches(patches, model.config["name"], model.size_multiple)
+    init_from = None if config.init_from is None else load_initial_weights(Path(config.init_from), model)
     resolved = recipe(
         config,
         data=data.fingerprint,
@@ -102,10 +142,113 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset) -> Plan
         image_size=data.image_size,
         num_classes=num_classes,
         prediction=loss.prediction,
-        class_weights=class_weights,
+        **weighted,
+        init_from=init_from,
+        dynamic_prune_until=_prune_until(config),
         precision=pick_precision(config.precision, device, count_parameters(model)),
     )
-    return Plan(config, data, coreset, device, loss, num_classes, model, resolved)
+    if module is not None:
+        resolved |= {"model": model.config["class"], "model_options": {}, "dropout": None, "weights": _shapes(model)}
+    if patches is not None:  # what "auto" and the length of the run came to
+        resolved |= {"patch_levels": len(patches.patches), "patch_images": patches.images}
+    masking = make_masking(config, model, data.image_size)
+    if latents is not None:
+        # a mirrored latent is not the latent of the mirrored image
+        resolved |= {"flip": False, "latents": latents.weights, "latent_scale": [latents.scale, latents.shift]}
+    return Plan(
+        config=config,
+        data=data,
+        coreset=coreset,
+        device=device,
+        loss=loss,
+        num_classes=num_classes,
+        patches=patches,
+        masking=masking,
+        latents=latents,
+        model=model,
+        recipe=resolved,
+        class_weights=class_weights,
+        groups=groups,
+    )
+
+
+def _network(config: TrainConfig, module: nn.Module | None, image_size: int, options: dict[str, Any]) -> Any:
+    """The network with its first weights, on the CPU."""
+    if module is not None:
+        known = ("num_classes", "coordinates", "learn_sigma", "channels")
+        return ModuleNetwork(module, image_size=image_size, **{key: options[key] for key in known if key in options})
+    cpu = torch.device("cpu")  # where weights are drawn: the same on every device
+    with forked_generators(cpu):
+        seed_generators(cpu, derived_seed("weights", config.seed))
+        return build_model(config.model, image_size=image_size, **options)
+
+
+def _shapes(model: nn.Module) -> str:
+    """A digest of the names and shapes of a module's weights: what tells one network of a class from another."""
+    listing = sorted((name, tuple(weight.shape)) for name, weight in named_weights(model).items())
+    return hashlib.sha256(repr(listing).encode()).hexdigest()[:16]
+
+
+def make_masking(config: TrainConfig, model: nn.Module, image_size: int) -> TokenMasking | None:
+    """The masks of a run, None without `mask_ratio`."""
+    if config.mask_ratio == 0:
+        return None
+    if not isinstance(model, MaskedDiT):
+        raise InputError(f'mask_ratio: {config.model} takes no mask; give a model "maskdit-...", or leave it out')
+    if config.learn_sigma:
+        raise InputError("mask_ratio: does not go with learn_sigma; leave one of them out")
+    return TokenMasking(image_size, model.patch_size, config.mask_ratio, config.mask_reconstruction, config.seed)
+
+
+def make_patches(config: TrainConfig, image_size: int, levels: int) -> PatchSchedule | None:
+    """The patches of a run, None without `patch_p`."""
+    if config.patch_p is None:
+        return None
+    if config.patch_schedule == "progressive" and config.images is None:
+        raise InputError("images: patch_schedule = 'progressive' needs the length of the run in images")
+    return PatchSchedule(
+        image_size,
+        p=config.patch_p,
+        levels=config.patch_levels or levels,
+        multiply=config.patch_multiply,
+        schedule=config.patch_schedule,
+        images=config.images,
+        loss=config.patch_loss,
+        seed=config.seed,
+    )
+
+
+def check_patches(patches: PatchSchedule, model: str, multiple: int) -> None:
+    """The smallest crops go through the network."""
+    smallest = patches.patches[-1].size
+    if smallest % multiple:
+        raise InputError(
+            f"patch_p: crops of {smallest} pixels do not go through {model}, which takes multiples of {multiple}; "
+            f"give patch_levels = {len(patches.patches) - 1}, larger images or another model"
+        )
+
+
+def weighted_groups(config: TrainConfig, data: ImageDataset, coreset: Coreset) -> np.ndarray | None:
+    """int64 [N], the class or cluster that class weights are of; None where there is none."""
+    if config.class_weights_of == "classes":
+        return data.labels
+    if config.class_weights is not None and coreset.clusters is None:
+        raise InputError('class_weights_of: the coreset has no clusters; select with method="clusters"')
+    return coreset.clusters
+
+
+def _cluster_names(clusters: np.ndarray | None) -> list[str]:
+    return [] if clusters is None else [f"cluster {number}" for number in range(int(clusters.max()) + 1)]
+
+
+def _prune_until(config: TrainConfig) -> int | None:
+    """From which image on epochs are whole again; None without dynamic pruning."""
+    if config.dynamic_prune is None:
+        return None
+    if config.dynamic_prune_until is not None:
+        return config.dynamic_prune_until
+    assert config.images is not None  # TrainConfig checks
+    return config.images * 7 // 8
 
 
 def check_training(config: TrainConfig, data: ImageDataset) -> None:
@@ -121,30 +264,68 @@ class Parts:
     ema: Ema
     updater: Updater
     loader: CoresetLoader
+    pruning: DynamicPruning | None
+
+
+def make_step(
+    plan: Plan,
+    network: nn.Module,
+    *,
+    seed: int | None = None,
+    observe: Callable[[Tensor, Tensor, Tensor], None] | None = None,
+) -> TrainingStep:
+    """The training step of a plan for `network` on its device; seed None: the run's."""
+    config = plan.config
+    return TrainingStep(
+        network,
+        plan.loss.to(plan.device),
+        seed=config.seed if seed is None else seed,
+        num_classes=plan.num_classes,
+        label_drop=config.label_drop,
+        flip=config.flip and plan.latents is None,
+        precision=plan.recipe["precision"],
+        coordinates=plan.model.config.get("coordinates", False),
+        augment_labels=plan.model.config.get("augment_labels", 0),
+        patches=plan.patches,
+        masking=plan.masking,
+        latents=plan.latents,
+        timesteps=config.timesteps,
+        observe=observe,
+    )
 
 
 def build_parts(plan: Plan) -> Parts:
     """Everything on the device."""
     config, device = plan.config, plan.device
     model = plan.model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    network: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
-    step = TrainingStep(
-        network,
-        plan.loss.to(device),
-        seed=config.seed,
-        num_classes=plan.num_classes,
-        label_drop=config.label_drop,
-        flip=config.flip,
-        precision=plan.recipe["precision"],
-    )
+    # one graph a patch size, each compiled when it first comes; dynamic shapes would give one slower graph for all
+    network: nn.Module = torch.compile(model, dynamic=False) if config.compile else model  # type: ignore[assignment]
+    pruning = None
+    if config.dynamic_prune is not None:
+        until = plan.recipe["dynamic_prune_until"]
+        n, fraction = len(plan.coreset), config.dynamic_prune
+        pruning = DynamicPruning(n, config.seed, fraction=fraction, until=until, device=device)
+    items = torch.tensor(plan.coreset.indices, dtype=torch.int64, device=device)  # ascending
+
+    def observe(index: Tensor, share: Tensor, errors: Tensor) -> None:
+        assert pruning is not None
+        pruning.observe(torch.searchsorted(items, index), share, errors)
+
+    step = make_step(plan, network, observe=None if pruning is None else observe)
     loader = CoresetLoader(
         plan.data,
         plan.coreset,
         batch_size=config.batch_size,
+        multiplier=None if plan.patches is None else plan.patches.multiplier,
         seed=config.seed,
         threads=config.threads,
         device=device,
+        pruning=pruning,
+        on_error=config.on_unreadable,  # type: ignore[arg-type]
         placement=config.placement,  # type: ignore[arg-type]  # one of its literals: TrainConfig checks
+        class_weights=plan.class_weights,
+        class_weights_in=config.class_weights_in,  # type: ignore[arg-type]
+        groups=plan.groups,
     )
     ema = Ema(model, config.ema_half_life_images, config.ema_ramp_up)
-    return Parts(model, step, ema, Updater(model, config), loader)
+    return Parts(model, step, ema, Updater(model, config), loader, pruning)

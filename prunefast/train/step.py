@@ -1,22 +1,25 @@
 """One training step up to its loss: everything random in it is a function of (seed, global image position).
 
-Mirroring, time, label drop and noise come from Philox streams keyed by the position of each image, so they do not
-depend on how the images are cut into batches or dealt to ranks. What a network draws itself (dropout) comes from
-torch's generators, seeded for every step from (seed, first position) inside a fork: the caller's are put back.
+Mirroring, place of the crop, time, label drop and noise come from Philox streams keyed by the position of each image,
+so they do not depend on how the images are cut into batches or dealt to ranks. What a network draws itself (dropout)
+comes from torch's generators, seeded for every step from (seed, first position) inside a fork: the caller's are put
+back.
 """
 
 import contextlib
 import dataclasses
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from prunefast import ops
-from prunefast.diffusion import DenoisingLoss, Weighting, make_weighting
+from prunefast.data.latents import LatentScale
+from prunefast.diffusion import DenoisingLoss, Patch, PatchSchedule, TokenMasking, Weighting, make_weighting
 from prunefast.errors import InputError
 from prunefast.ops.philox import Stream
 
@@ -88,6 +91,13 @@ class TrainingStep:
         label_drop: share of labels replaced by the null class, once, at the input.
         flip: mirror each image with probability 1/2.
         precision: "bf16" or "fp32".
+        coordinates: the network takes the two coordinate channels.
+        augment_labels: the network is told in so many numbers how an image was augmented; the first one is mirroring.
+        patches: where the crops of a step lie; None: steps are given full images.
+        masking: which tokens the network sees; None: all.
+        latents: the batches hold latents of this scale; None: images.
+        timesteps: shares of the process' training times to stay between; None: all of them.
+        observe: told the items, the shares of the times and the unweighted errors of every batch, each [B].
     """
 
     def __init__(
@@ -100,6 +110,13 @@ class TrainingStep:
         label_drop: float,
         flip: bool,
         precision: str,
+        coordinates: bool = False,
+        augment_labels: int = 0,
+        patches: PatchSchedule | None = None,
+        masking: TokenMasking | None = None,
+        latents: LatentScale | None = None,
+        timesteps: tuple[float, float] | None = None,
+        observe: Callable[[Tensor, Tensor, Tensor], None] | None = None,
     ):
         self.network = network
         self.loss = loss
@@ -108,24 +125,43 @@ class TrainingStep:
         self.label_drop = label_drop
         self.flip = flip
         self.precision = precision
+        self.coordinates = coordinates
+        self.augment_labels = augment_labels
+        self.patches = patches
+        self.masking = masking
+        self.latents = latents
+        self.timesteps = timesteps
+        self.observe = observe
 
-    def __call__(self, batch: "Batch") -> Tensor:
-        """The loss of a batch (images uint8 [B, C, R, R] on the device), a float32 scalar with its graph."""
-        images, position = batch.images, batch.position
+    def __call__(self, batch: "Batch", patch: Patch | None = None, masked: bool = True) -> Tensor:
+        """The loss of a batch (images uint8 [B, C, R, R] on the device), a float32 scalar with its graph.
+
+        patch: the size of this step, of `patches`. masked: whether `masking` masks this step.
+        """
+        position = batch.position
+        images = batch.images if self.latents is None else self._drawn(batch.images, position, self.latents)
         device = images.device
         process = self.loss.process
 
-        time = process.sample_time(self._uniform(position, Stream.TIME))
+        share = self._uniform(position, Stream.TIME)
+        if self.timesteps is not None:
+            low, high = self.timesteps
+            share = low + (high - low) * share.double()
+        time = process.sample_time(share)
         flip = self._uniform(position, Stream.FLIP) < 0.5 if self.flip else None
+        boxes = self.patches.boxes(patch, position) if self.patches is not None and patch is not None else None
+        shape = images.shape if boxes is None else (*images.shape[:2], boxes.height, boxes.width)
         # Regenerating noise inside a kernel is free on a GPU, which waits for memory, and not on a CPU.
-        noise = (self.seed, position) if device.type == "cuda" else ops.randn_philox(images.shape, self.seed, position)
+        noise = (self.seed, position) if device.type == "cuda" else ops.randn_philox(shape, self.seed, position)
         alpha, sigma = process.input_coefficients(time)
         x = ops.add_noise(
             images,
             alpha,
             sigma,
             noise,
+            boxes=boxes,
             flip=flip,
+            coordinates=self.coordinates,
             dtype=torch.bfloat16 if self.precision == "bf16" else torch.float32,
             memory_format=torch.channels_last,
         )
@@ -135,9 +171,31 @@ class TrainingStep:
             if self.label_drop > 0:
                 dropped = self._uniform(position, Stream.LABEL_DROP) < self.label_drop
                 labels = torch.where(dropped, self.num_classes, labels)
+        told: dict[str, Tensor] = {}
+        if self.augment_labels and flip is not None:
+            told["augment"] = F.pad(flip.float()[:, None], (0, self.augment_labels - 1))
+        masking = self.masking if masked else None
+        if masking is not None:
+            told["visible"] = masking.visible(position)
         with autocast(device, self.precision):
-            prediction = self.network(x, process.network_time(time), labels)
-        return self.loss(prediction, images, noise, time, batch.labels, batch.weight, flip=flip)
+            prediction = self.network(x, process.network_time(time), labels, **told)
+        if masking is not None:
+            target = (images, noise, time, batch.labels, batch.weight)
+            return masking.loss(self.loss, prediction, told["visible"], x, *target, flip=flip)
+        weight = batch.weight if patch is None or patch.loss_weight == 1 else batch.weight * patch.loss_weight
+        if self.observe is None:
+            return self.loss(prediction, images, noise, time, batch.labels, weight, flip=flip, boxes=boxes)
+        loss, errors = self.loss.with_errors(
+            prediction, images, noise, time, batch.labels, weight, flip=flip, boxes=boxes
+        )
+        self.observe(batch.index, share, errors)
+        return loss
+
+    def _drawn(self, moments: Tensor, position: Tensor, latents: LatentScale) -> Tensor:
+        """A draw from the autoencoder's posterior, scaled for the network: [B, 2 C, R, R] -> [B, C, R, R]."""
+        mean, std = moments.chunk(2, dim=1)
+        drawn = ops.randn_philox(mean.shape, self.seed, position, Stream.LATENT)
+        return (torch.addcmul(mean, std, drawn) - latents.shift) * latents.scale
 
     def _uniform(self, position: Tensor, stream: Stream) -> Tensor:
         return ops.uniform_philox((len(position),), self.seed, position, stream)

@@ -103,9 +103,9 @@ def test_overlap_is_counted(prunefast, run: Path) -> None:
         (["score", "--from", "a.csv", "--combine", "a=1"], "--from and --combine: give one"),
         (["score", "--combine", "a=x"], "'a' needs a finite number"),
         (["score", "--combine", "gaussian=1"], "scores.parquet"),
-        (["score", "--column", "x"], "--column: means nothing with --method"),
-        (["score", "--as", "x"], "--as: means nothing with --method"),
-        (["score", "--from", "a.csv", "--option", "k=1"], "--option: means nothing with --from"),
+        (["score", "--column", "x"], "--column: means nothing to gaussian"),
+        (["score", "--as", "x"], "--as: means nothing to gaussian"),
+        (["score", "--from", "a.csv", "--option", "k=1"], "--option: means nothing to --from"),
         (["score", "--method", "knn", "--option", "k=96"], "k: must be a whole number from 1 to 95"),
     ],
 )

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from prunefast.diffusion.patches import full_coordinates
 from prunefast.errors import InputError
 from prunefast.models import build_model
-from prunefast.models.dit import position_table
+from prunefast.models.dit import axis_table, position_table
 
 
 def small_dit(**overrides):
@@ -76,7 +77,7 @@ def test_a_token_is_its_patch():
     """A DiT whose final layer writes the token number paints square patches in row-major order."""
     model = small_dit(image_size=6, channels=1)
     tokens = torch.arange(9.0)[None, :, None] * 10 + torch.arange(4.0)
-    image = model._unpatch(tokens)[0, 0]
+    image = model._unpatch(tokens, 6, 6)[0, 0]
     assert image[0, :2].tolist() == [0, 1]
     assert image[1, :2].tolist() == [2, 3]
     assert image[0, 2:4].tolist() == [10, 11]
@@ -144,3 +145,33 @@ def test_compiles_as_one_graph():
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     x, time, labels = torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([0, 7])
     torch.testing.assert_close(compiled(x, time, labels), model(x, time, labels), rtol=1e-4, atol=1e-4)
+
+
+def test_a_crop_has_the_positions_of_the_full_image():
+    """Aligned crops: the rows of the full image's table; the first pixel counts where a crop is not aligned."""
+    model = build_model("dit-tiny/2", image_size=12, depth=1, width=16, heads=2, coordinates=True)
+    plain = build_model("dit-tiny/2", image_size=12, depth=1, width=16, heads=2)
+    for dtype in (torch.float32, torch.bfloat16):
+        grid = full_coordinates(12, torch.device("cpu"), dtype)
+        x = torch.cat((torch.zeros(1, 3, 12, 12, dtype=dtype), grid), dim=1)
+        torch.testing.assert_close(model._positions(x)[0], plain.positions)
+        crop = model._positions(x[:, :, 4:10, 2:8])[0]
+        torch.testing.assert_close(crop, plain.positions.view(6, 6, 16)[2:5, 1:4].reshape(9, 16))
+        shifted = model._positions(x[:, :, 5:7, 3:5])[0, 0]
+        half = torch.cat(
+            (
+                axis_table(torch.tensor([1.5], dtype=torch.float64), 16),
+                axis_table(torch.tensor([2.5], dtype=torch.float64), 16),
+            ),
+            1,
+        )
+        torch.testing.assert_close(shifted, half[0])
+
+
+@pytest.mark.parametrize("side", [0, 3, 14])
+def test_crops_that_do_not_fit(side):
+    model = build_model("dit-tiny/2", image_size=12, depth=1, width=16, heads=2, coordinates=True)
+    with pytest.raises(InputError, match="x must be a crop of 12 x 12 pixels with sides that are multiples of 2"):
+        model(torch.zeros(1, 5, side, side), torch.zeros(1))
+    with pytest.raises(InputError, match=r"x must be \[B, 5, H, W\]"):
+        model(torch.zeros(1, 3, 12, 12), torch.zeros(1))

@@ -7,7 +7,7 @@ import torch
 from prunefast import ops
 from prunefast.errors import InputError, InputTypeError
 from prunefast.ops import gaussian as module
-from prunefast.ops import reference
+from prunefast.ops import native, reference
 
 
 def features(n=200, d=7, seed=0, offset=0.0):
@@ -61,15 +61,70 @@ def test_fewer_rows_than_columns_and_single_rows():
     assert score[3] == pytest.approx(lone)
 
 
-def test_chunks_do_not_matter(monkeypatch):
+@pytest.mark.parametrize("rows", [None, torch.tensor([5, 3, 99, 7, 8, 20, 21, 22, 50, 3])])
+def test_the_portable_code_agrees(rows, monkeypatch):
+    """What GPUs run where nothing else serves them, in pieces of any size."""
     x = torch.from_numpy(features(n=101, seed=5))
-    fit = ops.fit_gaussian(x)
-    score = ops.gaussian_log_likelihood(x, fit)
-    monkeypatch.setattr(module, "_CHUNK_VALUES", 50)
-    pieces = ops.fit_gaussian(x)
-    torch.testing.assert_close(pieces.mean, fit.mean, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(pieces.covariance, fit.covariance, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(ops.gaussian_log_likelihood(x, fit), score, rtol=1e-12, atol=0)
+    mean, covariance = module.fit_moments(x, rows)
+    factor = torch.linalg.cholesky(covariance + torch.eye(7))
+    expected = native.mahalanobis(x, rows, mean, factor)
+    for values in (1 << 20, 50):
+        monkeypatch.setattr(module, "_CHUNK_VALUES", values)
+        pieces = module._portable_moments(x, rows)
+        torch.testing.assert_close(pieces[0], mean, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(pieces[1], covariance, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(module._portable_mahalanobis(x, rows, mean, factor), expected, rtol=1e-12, atol=0)
+
+
+def long_log_likelihood(x, ridge):
+    """The formula in 80-bit arithmetic, element by element: six more bits than the condition number costs below."""
+    x = x.astype(np.longdouble)
+    centred = x - x.mean(0)
+    covariance = centred.T @ centred / len(x) + np.longdouble(ridge) * np.eye(x.shape[1])
+    factor = np.zeros_like(covariance)
+    for j in range(len(factor)):
+        factor[j, j] = np.sqrt(covariance[j, j] - factor[j, :j] @ factor[j, :j])
+        factor[j + 1 :, j] = (covariance[j + 1 :, j] - factor[j + 1 :, :j] @ factor[j, :j]) / factor[j, j]
+    white = np.zeros_like(centred)
+    for j in range(len(factor)):
+        white[:, j] = (centred[:, j] - white[:, :j] @ factor[j, :j]) / factor[j, j]
+    return -(white**2).sum(1) / 2 - len(factor) * np.log(2 * np.longdouble(np.pi)) / 2 - np.log(np.diag(factor)).sum()
+
+
+@pytest.mark.parametrize(("spread", "offset"), [(1, 0), (1e4, 0), (1e4, 1e3), (3e4, 1e5)])
+def test_ill_conditioned_rows_agree_to_1e6(spread, offset):
+    """Standard deviations from 1 to `spread`, so a condition number of its square; float32 rows."""
+    rng = np.random.default_rng(9)
+    turn = np.linalg.qr(rng.normal(size=(24, 24)))[0]
+    x = ((rng.normal(size=(500, 24)) * np.geomspace(1, spread, 24)) @ turn + offset).astype("f")
+    score = ops.gaussian_log_likelihood(x, ops.fit_gaussian(x))
+    np.testing.assert_allclose(score, long_log_likelihood(x, 1e-5).astype(float), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.uint8, torch.int64])
+def test_layouts_and_types(dtype):
+    """Strided, transposed, misaligned and expanded rows, every kind of number: the bits of the dense float64 copy."""
+    whole = torch.from_numpy(features(n=60, d=9) * 20 + 100).to(dtype)
+    for x in (whole, whole[:, 1:8], whole[3:].T[:, :40], whole.flatten()[1:532].view(59, 9), whole[:1].expand(20, 9)):
+        dense = x.contiguous().double()
+        fit, same = ops.fit_gaussian(x), ops.fit_gaussian(dense)
+        assert torch.equal(fit.covariance, same.covariance)
+        assert torch.equal(ops.gaussian_log_likelihood(x, fit), ops.gaussian_log_likelihood(dense, same))
+
+
+def test_threads_do_not_matter():
+    x, rows = torch.from_numpy(features(n=900, d=70, seed=8)), torch.arange(0, 900, 2)
+    mean, covariance = module.fit_moments(x, rows)
+    factor = torch.linalg.cholesky(covariance + torch.eye(70))  # LAPACK's bits may depend on threads
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 7):
+            torch.set_num_threads(threads)
+            results.append((*module.fit_moments(x, rows), native.mahalanobis(x, None, mean, factor)))
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
 
 def test_translation():

@@ -13,7 +13,7 @@ from prunefast.data import from_arrays, open_dataset
 from prunefast.errors import InputError, InputTypeError, MachineError
 from prunefast.files import lock_folder
 from prunefast.select import Coreset
-from prunefast.train import TIMING_KEYS, TrainConfig, TrainingStopped, read_metrics, train
+from prunefast.train import TIMING_KEYS, TrainConfig, TrainingStopped, read_metrics, sample, train
 from prunefast.train import loop as loop_module
 from prunefast.train import state as checkpoints
 from prunefast.train import step as step_module
@@ -76,7 +76,7 @@ def test_a_run_from_begin_to_end(data, make_config, tmp_path):
     records = read_metrics(folder / "metrics.jsonl")
     assert [record["images"] for record in records] == [24, 48, 72, 96, 104]
     assert [record["steps"] for record in records] == [3, 6, 9, 12, 13]
-    assert set(records[0]) == {"images", "steps", "loss", "lr", "grad_norm", "skipped", *TIMING_KEYS}
+    assert set(records[0]) == {"images", "steps", "pixels", "loss", "lr", "grad_norm", "skipped", *TIMING_KEYS}
     assert records[0]["lr"] == pytest.approx(1e-3 * 24 / 32)
     assert records[-1]["lr"] == 1e-3
     assert 0.5 < records[0]["loss"] < 1.5  # eps prediction starts near E noise^2 = 1
@@ -313,8 +313,8 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(data, make_config, mo
     config = make_config(images=96, grad_clip=0.0)
     original = TrainingStep.__call__
 
-    def spoilt(self, batch):
-        loss = original(self, batch)
+    def spoilt(self, batch, *rest, **options):
+        loss = original(self, batch, *rest, **options)
         return loss * (torch.nan if batch.position[0] in (24, 40) else 1.0)
 
     monkeypatch.setattr(TrainingStep, "__call__", spoilt)
@@ -333,9 +333,11 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(data, make_config, mo
 def test_training_that_diverges_stops(data, make_config, monkeypatch):
     config = make_config(images=400, max_bad_steps=4, checkpoint_every_images=16)
     original = TrainingStep.__call__
-    monkeypatch.setattr(
-        TrainingStep, "__call__", lambda self, b: original(self, b) * (torch.inf if b.position[0] >= 80 else 1)
-    )
+
+    def spoilt(self, batch, *rest, **options):
+        return original(self, batch, *rest, **options) * (torch.inf if batch.position[0] >= 80 else 1)
+
+    monkeypatch.setattr(TrainingStep, "__call__", spoilt)
     with pytest.raises(InputError, match=r"diverged: 4 steps in a row .*before image 112; try a lower lr"):
         train(config, data)
     state = find_checkpoint(config.out)[1]
@@ -526,3 +528,52 @@ def test_a_compiled_network_is_the_same_run(data, make_config, monkeypatch, tmp_
         not torch.equal(tensor, compiled["model.safetensors"][key])
         for key, tensor in compiled["ema.safetensors"].items()
     )
+
+
+def test_learned_variance(data, make_config, monkeypatch, tmp_path):
+    """Trains twice the channels, stops and goes on, samples with the variance it learned."""
+    options = {"images": 96, "learn_sigma": True, "process": "ddpm-cosine", "checkpoint_every_images": 32}
+    straight = make_config(**options, out=str(tmp_path / "straight"))
+    train(straight, data)
+    stopped = make_config(**options, out=str(tmp_path / "stopped"))
+    with monkeypatch.context() as patch:
+        fail_before_step(patch, 6)
+        with pytest.raises(Injected):
+            train(stopped, data)
+    train(stopped, data)
+    assert_same_run(straight.out, stopped.out)
+    assert tensors_of(Path(straight.out))["model.safetensors"]["tail.weight"].shape[0] == 6
+    images = sample(straight.out, 2, sampler="ddpm", steps=3, out=tmp_path / "images")
+    assert images.shape == (2, 8, 8, 3)
+    assert json.loads((tmp_path / "images" / "samples.json").read_text())["protocol"]["variance"] == "learned"
+    with pytest.raises(InputError, match="a learned variance needs a process of steps"):
+        train(make_config(learn_sigma=True, process="flow", out=str(tmp_path / "flow")), data)
+
+
+def test_class_weights_in_the_loss_and_in_the_sampler(make_config, tmp_path):
+    """Unbalanced classes of very different loss, no step away from the first weights: the same mean loss."""
+    labels = np.arange(40) % 3
+    pixels = np.array([128, 160, 255], np.uint8)[labels][:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
+    data = from_arrays(pixels, labels, classes=["grey", "light", "white"])
+    coreset = Coreset.from_indices(data, np.flatnonzero((data.labels != 2) | (np.arange(40) < 12)))
+    counts = np.bincount(data.labels[coreset.indices], minlength=3)
+    assert counts[2] * 3 < counts[0]
+    means = {}
+    for place in ("loss", "sampler", "nowhere"):
+        weights = None if place == "nowhere" else (0.1, 0.2, 0.7)
+        options = {"class_weights": weights, "class_weights_in": "loss" if place == "nowhere" else place}
+        config = make_config(
+            **options, out=str(tmp_path / place), images=2400, batch_size=100, lr=0.0, dropout=0.0, process="flow"
+        )
+        train(config, data, coreset)
+        lines = lines_of(tmp_path / place)
+        means[place] = np.mean([line["loss"] for line in lines])
+    assert means["sampler"] == pytest.approx(means["loss"], rel=0.02)
+    assert means["nowhere"] < 0.8 * means["loss"]
+    recorded = [read_state(list_checkpoints(tmp_path / place / "train")[0])["recipe"] for place in means]
+    assert [r.get("class_weights_in") for r in recorded] == [None, "sampler", None]
+    moved = make_config(
+        class_weights=(0.1, 0.2, 0.7), out=str(tmp_path / "sampler"), images=2400, batch_size=100, process="flow"
+    )
+    with pytest.raises(InputError, match=r"holds a run with other options: .*class_weights_in"):
+        train(moved, data, coreset)

@@ -3,7 +3,7 @@
 // translation unit.
 //
 // The build sets -ffp-contract=off: a fused multiply-add appears only where `fma` is written (the score kernel, whose
-// rounding is covered by the error bound). Everything else gives the same bits on every instruction set.
+// rounding is covered by the error bound, and the float64 products of Gaussians). Everything else gives the same bits on every instruction set.
 #pragma once
 
 #include <stdint.h>
@@ -23,17 +23,26 @@ constexpr int kVector = 8;
 constexpr int kVector = 4;
 #endif
 
+constexpr int kDoubles = kVector / 2;
+
 typedef float vf __attribute__((vector_size(kVector * 4)));
+typedef double vd __attribute__((vector_size(kVector * 4)));
 typedef int32_t vi __attribute__((vector_size(kVector * 4)));
 typedef uint32_t vu __attribute__((vector_size(kVector * 4)));
 typedef uint64_t vw __attribute__((vector_size(kVector * 4)));  // words in 64-bit lanes, half as many
 
 inline vf splat(float value) { return vf{} + value; }
+inline vd splat(double value) { return vd{} + value; }
 inline vu splat(uint32_t value) { return vu{} + value; }
 inline vw splat(uint64_t value) { return vw{} + value; }
 
 inline vf load(const float* p) {
   vf value;
+  memcpy(&value, p, sizeof value);
+  return value;
+}
+inline vd load(const double* p) {
+  vd value;
   memcpy(&value, p, sizeof value);
   return value;
 }
@@ -75,6 +84,26 @@ inline vf fma(vf a, vf b, vf c) {
   return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #else
   return a * b + c;
+#endif
+}
+
+inline vd fma(vd a, vd b, vd c) {
+#if defined(__AVX512F__)
+  return (vd)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__AVX2__)
+  return (vd)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#else
+  return a * b + c;
+#endif
+}
+
+inline vd negated_fma(vd a, vd b, vd c) {  // c - a b
+#if defined(__AVX512F__)
+  return (vd)_mm512_fnmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__AVX2__)
+  return (vd)_mm256_fnmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#else
+  return c - a * b;
 #endif
 }
 

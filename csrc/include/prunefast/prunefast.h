@@ -29,7 +29,8 @@ typedef enum {
   PRUNEFAST_FLOAT32 = 0,
   PRUNEFAST_BFLOAT16 = 1,
   PRUNEFAST_FLOAT16 = 2,
-  PRUNEFAST_UINT8 = 3, /* clean images only: read as x / 127.5 - 1 */
+  PRUNEFAST_UINT8 = 3,   /* clean images only: read as x / 127.5 - 1 */
+  PRUNEFAST_FLOAT64 = 4, /* rows of Gaussians only */
 } prunefast_dtype;
 
 typedef enum {
@@ -72,7 +73,10 @@ typedef struct {
   int32_t threads;
   int64_t* index;  /* out, contiguous [rows, k], nearest first, ties to the smallest index */
   float* distance; /* out, contiguous [rows, k], from direct float64 differences */
+  double* sums;    /* null, or with k = 1, as in prunefast_class_sums with `add`: rows by their nearest, */
+  int64_t* counts; /* while the caches hold them; [others, columns] and [others] */
 } prunefast_topk_args;
+/* PRUNEFAST_OUT_OF_RANGE: a value of x is NaN or infinite. y must be finite. */
 PRUNEFAST_API int32_t prunefast_topk(const prunefast_topk_args* args);
 
 /* sums[c] += rows of x with label c, added in their order in float64; sums: contiguous [classes, columns], counts:
@@ -80,6 +84,20 @@ PRUNEFAST_API int32_t prunefast_topk(const prunefast_topk_args* args);
 PRUNEFAST_API int32_t prunefast_class_sums(const float* x, int64_t rows, int64_t columns, int64_t x_row_stride,
                                            const int64_t* labels, int64_t classes, double* sums, int64_t* counts,
                                            int32_t add, int32_t threads);
+
+/* Rows of a matrix, or those that `row` names. */
+typedef struct {
+  const void* x; /* float32 or float64, unit stride within a row */
+  int32_t dtype;
+  int64_t rows, columns, row_stride;
+  const int64_t* row; /* [rows], or null: all rows in their order */
+  int32_t threads;
+} prunefast_rows;
+/* out: mean [columns] and covariance [columns, columns] (divisor `rows`, at least 1), summed in float64. */
+PRUNEFAST_API int32_t prunefast_moments(const prunefast_rows* x, double* mean, double* covariance);
+/* out: squared [rows], |L^-1 (x - mean)|^2 with the lower triangle L of `factor` [columns, columns]. */
+PRUNEFAST_API int32_t prunefast_mahalanobis(const prunefast_rows* x, const double* mean, const double* factor,
+                                            double* squared);
 
 /* An operand of the image kernels; data == null: absent. Strides of (sample, channel, row, column). */
 typedef struct {
