@@ -205,6 +205,7 @@ class RunFolder:
         self.items = self.path / "items.parquet"
         self.features = self.path / "features.npy"
         self.features_manifest = self.path / "features.json"
+        self.knn = self.path / "knn.npz"
         self.scores = self.path / "scores.parquet"
         self.groups = self.path / "groups.parquet"
         self.pairs = self.path / "pairs.parquet"

@@ -8,12 +8,14 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from prunefast.checks import check_features
 from prunefast.data import ImageDataset, open_dataset, open_run_dataset
 from prunefast.dedup import Deduplication, deduplicate
 from prunefast.dedup.deduplicate import ask, survivor_rank
@@ -23,17 +25,22 @@ from prunefast.evaluate import Evaluation, evaluate
 from prunefast.export import export
 from prunefast.export.export import usage
 from prunefast.files import RunFolder, lock_folder, make_folder, read_json, remove_folder, remove_leftovers
+from prunefast.graph import KnnGraph, build_graph
 from prunefast.progress import format_seconds
 from prunefast.report import report
 from prunefast.reweight import reweight
-from prunefast.score import score
-from prunefast.score.features import check_features
+from prunefast.score import METHODS, column_scores, combine, score
+from prunefast.score import column as user_column
+from prunefast.score.combine import DIRECTION as COMBINE_DIRECTION
+from prunefast.score.combine import check_weights
 from prunefast.score.methods import find_method
+from prunefast.score.options import make_options
 from prunefast.score.parquet_file import to_json
 from prunefast.score.surrogate import SURROGATES, Checkpoints, resolve_checkpoints, surrogate_score
 from prunefast.score.table import load_manifests, load_scores, save_scores
-from prunefast.select import Coreset, select
+from prunefast.select import SELECTIONS, Coreset, select
 from prunefast.select.budget import index_mask
+from prunefast.select.compare import check_rate, compare
 from prunefast.select.selection import check_selection
 from prunefast.train import TrainConfig, sample, train
 from prunefast.train.sample import PROTOCOL_FILE, check_sampling
@@ -41,7 +48,7 @@ from prunefast.train.setup import check_training
 from prunefast.train.state import find_checkpoint, list_checkpoints
 
 # Clusters spread the budget over the data by themselves; the others choose inside each class where there are classes.
-GLOBAL_METHODS = ("clusters",)
+GLOBAL_METHODS = ("clusters", "hierarchical", "facility-location")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,14 +124,26 @@ def check_run(
     seed: int,
     options: Mapping[str, Any],
     sampling: Mapping[str, Any],
+    score_name: str | None = None,
+    class_target: Any = None,
 ) -> None:
     """Raise now what the steps of a run would raise one after the other, hours of work in between."""
-    check_selection(data, method, per_class=_per_class(data, method, budget, per_class), seed=seed, **budget, **options)
+    per_class = _per_class(data, method, budget, per_class, class_target)
+    check_selection(data, method, per_class=per_class, class_target=class_target, seed=seed, **budget, **options)
+    column = _score_column(method, score_name)
+    if column is not None and column not in METHODS:
+        raise InputError(f"--score {column}: is not made by a run; there are {', '.join(METHODS)}")
     check_training(config, data)
     check_sampling(config.process, **sampling)
 
 
-def _per_class(data: ImageDataset, method: str, budget: Mapping[str, Any], per_class: bool | None) -> bool:
+def _per_class(
+    data: ImageDataset, method: str, budget: Mapping[str, Any], per_class: bool | None, class_target: Any = None
+) -> bool:
+    if class_target is not None:
+        if per_class is False:
+            raise InputError("class_target: is a budget for each class; leave --global out")
+        return True
     if per_class is not None:
         return per_class
     return data.labels is not None and method not in GLOBAL_METHODS and "threshold" not in budget
@@ -143,10 +162,13 @@ def embed_run(run: RunFolder, data: ImageDataset, *, progress: bool = False, **o
 def score_run(
     run: RunFolder, data: ImageDataset, method: str, *, per_class: bool | None = None, seed: int = 0, **options: Any
 ) -> Outcome:
-    """One column of scores.parquet. per_class None: per class where the data has classes."""
+    """One column of scores.parquet. per_class None: per class where the data has classes; scores of the kNN graph over
+    all images, so that one graph serves them all.
+    """
     chosen = find_method(method)
-    per_class = data.labels is not None if per_class is None else per_class
+    per_class = data.labels is not None and not chosen.uses_graph if per_class is None else per_class
     made = dataclasses.asdict(chosen.make_options(options))
+    made.pop("graph", None)
     manifest = {"method": method, "options": made, "per_class": per_class, "seed": seed, "direction": chosen.direction}
     if chosen.needs_features:
         features: np.ndarray = _open_finite(run, data)
@@ -156,7 +178,10 @@ def score_run(
     known = load_manifests(run.scores, data).get(method) if run.scores.exists() else None
     repeated = known is not None and _agrees(known, manifest)
     if not repeated:
-        values = score(features, data.labels, method=method, per_class=per_class, seed=seed, **options)
+        more = dict(options)
+        if chosen.uses_graph and not per_class:
+            more["graph"] = graph_run(run, data, made["k"], made["metric"], made["graph_method"])
+        values = score(features, data.labels, method=method, per_class=per_class, seed=seed, **more)
         save_scores(run.scores, data, method, values, manifest)
     kind = "per class" if per_class and chosen.uses_classes else "over all images"
     return Outcome(f"{len(data):,} scores, {method}, {kind}", manifest, repeated)
@@ -186,6 +211,90 @@ def surrogate_run(
         arguments = {"method": method, "seed": seed, "device": device, "progress": progress, **options}
         save_scores(run.scores, data, method, surrogate_score(data, paths, **arguments), manifest)
     return Outcome(f"{len(data):,} scores, {method}, {len(paths)} checkpoint(s)", manifest, repeated)
+
+
+def column_run(
+    run: RunFolder,
+    data: ImageDataset,
+    source: str | os.PathLike[str],
+    name: str,
+    *,
+    column: str | None = None,
+    key: str | None = None,
+    keep_low: bool = False,
+) -> Outcome:
+    """The column `name` of scores.parquet from a file of the user's (`prunefast.score.column`)."""
+    _check_score_name(name)
+    values = column_scores(source, data, column=column, key=key, keep_low=keep_low)
+    manifest = {
+        "method": "column",
+        "options": {"source": os.path.abspath(source), "column": column, "key": key, "keep_low": keep_low},
+        "per_class": False,
+        "seed": None,
+        "direction": user_column.LOW_DIRECTION if keep_low else user_column.DIRECTION,
+        "values": hashlib.sha256(values.tobytes()).hexdigest()[:16],
+    }
+    return _written_once(run, data, name, values, manifest, f"{len(data):,} scores, {name}, from {source}")
+
+
+def combine_run(
+    run: RunFolder, data: ImageDataset, weights: Mapping[str, float], name: str, *, per_class: bool | None = None
+) -> Outcome:
+    """The column `name` of scores.parquet: the weighted mean of the ranks of other columns."""
+    _check_score_name(name)
+    per_class = data.labels is not None if per_class is None else per_class
+    if per_class and data.labels is None:
+        raise InputError("per_class: this data has no classes; leave --per-class out")
+    check_weights(list(weights), weights)
+    parts = {part: load_scores(run.scores, part, data) for part in weights}
+    known = load_manifests(run.scores, data)
+    values = combine(parts, weights, data.labels if per_class else None)
+    manifest = {
+        "method": "combine",
+        "options": {"weights": dict(weights)},
+        "per_class": per_class,
+        "seed": None,
+        "direction": COMBINE_DIRECTION,
+        "parts": {part: known[part] for part in weights},
+    }
+    kind = "ranks within classes" if per_class else "ranks over all images"
+    return _written_once(run, data, name, values, manifest, f"{len(data):,} scores, {name}, {kind}")
+
+
+def _check_score_name(name: str) -> None:
+    if name in METHODS:
+        raise InputError(f"--as {name}: is the name of a method; choose another")
+
+
+def _written_once(
+    run: RunFolder, data: ImageDataset, name: str, values: np.ndarray, manifest: dict[str, Any], text: str
+) -> Outcome:
+    known = load_manifests(run.scores, data).get(name) if run.scores.exists() else None
+    repeated = known is not None and _agrees(known, manifest)
+    if not repeated:
+        save_scores(run.scores, data, name, values, manifest)
+    return Outcome(text, manifest, repeated)
+
+
+def graph_run(
+    run: RunFolder, data: ImageDataset, k: int, metric: str = "l2", method: str = "auto", *, progress: bool = False
+) -> KnnGraph:
+    """The kNN graph of the run's features: knn.npz (knn-cosine.npz for that metric), built where it is missing, of
+    other features, or has too few neighbours; otherwise its first `k`. Scores, D2, facility location and deduplication
+    share it.
+    """
+    digest = _digest(run.features_manifest) if run.features_manifest.exists() else None
+    path = run.knn if metric == "l2" else run.knn.with_stem(f"knn-{metric}")
+    if path.exists():
+        graph = KnnGraph.load(path, data)
+        made = graph.manifest
+        same = made.get("features") == digest and made.get("metric") == metric
+        if same and graph.k >= k and method in ("auto", made.get("method")):
+            return graph.first(k)
+    graph = build_graph(_open_finite(run, data), k, metric=metric, method=method, progress=progress)
+    graph.manifest |= {"data_fingerprint": data.fingerprint, "features": digest}
+    graph.save(path)
+    return KnnGraph.load(path, data)
 
 
 def _open_finite(run: RunFolder, data: ImageDataset) -> np.ndarray:
@@ -315,43 +424,138 @@ def select_run(
     budget: Mapping[str, Any],
     forced: Mapping[str, Sequence[int]] | None = None,
     duplicates: Deduplication | None = None,
+    score_name: str | None = None,
+    class_target: Any = None,
     **options: Any,
 ) -> Outcome:
-    """coreset.parquet (or `coreset_path`). `budget`: one of keep, keep_n, threshold; `forced`: must_keep, must_drop.
+    """coreset.parquet (or `coreset_path`). `budget`: one of keep, keep_n, threshold; `forced`: must_keep, must_drop;
+    `score_name`: the column of scores.parquet for a method that works on scores (default: gaussian).
 
-    "gaussian" without options cuts the column of scores.parquet, however that was scored, if it belongs to the features
+    A score without options cuts its column of scores.parquet, however that was scored, if it belongs to the features
     that are there; otherwise it scores first. A coreset that a model was trained on is not replaced by another one.
     """
     path = coreset_path or run.coreset
-    per_class = _per_class(data, method, budget, per_class)
-    check_selection(data, method, per_class=per_class, seed=seed, **budget, **options)
-    request: dict[str, Any] = {"method": method, "per_class": per_class, "seed": seed, "budget": dict(budget)}
-    request |= {"options": options, "forced": {key: sorted(map(int, value)) for key, value in (forced or {}).items()}}
-    arguments: dict[str, Any] = {**(forced or {}), **options}
+    request, arguments = _selection_inputs(
+        run, data, method, per_class, seed, budget, forced, score_name, class_target, options
+    )
     if duplicates is not None:
         request["dedup"] = [duplicates.level, duplicates.threshold, duplicates.digest]
         dropped = index_mask("must_drop", (forced or {}).get("must_drop"), len(data)) | ~duplicates.keep
         arguments |= {"must_drop": dropped, "groups": duplicates.groups}
-    if method == "gaussian" and not options:
-        features = _digest(run.features_manifest) if run.features_manifest.exists() else None
-        known = load_manifests(run.scores, data).get(method) if run.scores.exists() else None
-        if known is None or known.get("features") != features:
-            score_run(run, data, method, seed=seed)
-        arguments["scores"] = load_scores(run.scores, method, data)
-        request["scores"] = load_manifests(run.scores, data)[method]
-    elif method != "random":
-        arguments["features"] = _open_finite(run, data)
-        request["features"] = _digest(run.features_manifest)
     repeated = path.exists() and _agrees(Coreset.load(path, data).manifest.get("request"), request)
     if repeated:
         coreset = Coreset.load(path, data)
     else:
-        coreset = select(data, method=method, per_class=per_class, seed=seed, **budget, **arguments)
+        coreset = select(data, **_with_graph(run, data, method, arguments))
         coreset.manifest["request"] = to_json(request)
         _refuse_if_trained(path)
         coreset.save(path)
     facts = {"kept": len(coreset), "images": len(data), "method": method, "counts": coreset.counts_per_class()}
     return Outcome(coreset.summary().splitlines()[0], facts, repeated)
+
+
+def compare_run(
+    run: RunFolder,
+    data: ImageDataset,
+    methods: Sequence[str],
+    *,
+    per_class: bool | None = None,
+    seed: int = 0,
+    budget: Mapping[str, Any],
+    score_name: str | None = None,
+    class_target: Any = None,
+    images_per_second: float | None = None,
+) -> Outcome:
+    """Coresets of several methods at one budget, random always among them, side by side. Nothing but scores and the kNN
+    graph is written. `images_per_second`: of training; None: that of the run's own training, where there is one.
+    """
+    check_rate(images_per_second)
+    names = list(dict.fromkeys([*methods, "random"]))
+    targets = {"class_target": class_target}
+    for name in names:  # all are checked before the first is made
+        column = score_name if name in SELECTIONS and "scores" in SELECTIONS[name].takes else None
+        each = _per_class(data, name, budget, per_class, class_target)
+        check_selection(data, name, per_class=each, seed=seed, **budget, **targets)
+        _score_column(name, column)
+    summary = run.train / "summary.json"
+    if images_per_second is None and summary.exists():
+        images_per_second = read_json(summary).get("images_per_second")
+    coresets, seconds = {}, {}
+    for name in names:
+        column = score_name if "scores" in SELECTIONS[name].takes else None
+        begun = time.perf_counter()
+        _, arguments = _selection_inputs(run, data, name, per_class, seed, budget, None, column, class_target, {})
+        coresets[name] = select(data, **_with_graph(run, data, name, arguments))
+        seconds[name] = time.perf_counter() - begun
+    found = compare(coresets, _open_finite(run, data), seconds, images_per_second=images_per_second, seed=seed)
+    return Outcome(str(found), found.to_json())
+
+
+def _score_column(method: str, score_name: str | None) -> str | None:
+    """The column of scores.parquet that `method` works on; None where it does not work on one."""
+    takes = SELECTIONS[method].takes
+    if "scores" not in takes:
+        if score_name is not None:
+            raise InputError(f"--score {score_name}: method {method!r} makes its own; leave it out")
+        return None
+    if score_name is None and method == "top":
+        raise InputError("method: 'top' keeps the highest of a score; name it with --score")
+    return score_name or "gaussian"
+
+
+def _selection_inputs(
+    run: RunFolder,
+    data: ImageDataset,
+    method: str,
+    per_class: bool | None,
+    seed: int,
+    budget: Mapping[str, Any],
+    forced: Mapping[str, Sequence[int]] | None,
+    score_name: str | None,
+    class_target: Any,
+    options: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what is asked for, JSON-able; the arguments of `select`), with the scores and features of the run, checked."""
+    per_class = _per_class(data, method, budget, per_class, class_target)
+    check_selection(data, method, per_class=per_class, class_target=class_target, seed=seed, **budget, **options)
+    column = _score_column(method, score_name)
+    request: dict[str, Any] = {"method": method, "per_class": per_class, "seed": seed, "budget": dict(budget)}
+    request |= {"options": dict(options), "class_target": class_target}
+    request["forced"] = {key: sorted(map(int, value)) for key, value in (forced or {}).items()}
+    arguments: dict[str, Any] = {"method": method, "per_class": per_class, "class_target": class_target, "seed": seed}
+    arguments |= {**budget, **(forced or {}), **options}
+    selection = SELECTIONS[method]
+    cuts_column = method in METHODS and selection.by_score and method != "moderate" and not options
+    if column is not None or cuts_column:
+        column = column or method
+        _score_if_stale(run, data, column, seed)
+        arguments["scores"] = load_scores(run.scores, column, data)
+        request["scores"] = load_manifests(run.scores, data)[column]
+        request["score_name"] = column
+    if method != "random" and not cuts_column and (column is None or "graph" in selection.takes):
+        arguments["features"] = _open_finite(run, data)
+        request["features"] = _digest(run.features_manifest)
+    return request, arguments
+
+
+def _score_if_stale(run: RunFolder, data: ImageDataset, column: str, seed: int) -> None:
+    """Score where `column` is a method whose column is missing or of other features."""
+    if column not in METHODS:
+        return  # of the user's: it is there, or `load_scores` says that it is not
+    features = _digest(run.features_manifest) if run.features_manifest.exists() else None
+    known = load_manifests(run.scores, data).get(column) if run.scores.exists() else None
+    if known is None or (METHODS[column].needs_features and known.get("features") != features):
+        score_run(run, data, column, seed=seed)
+
+
+def _with_graph(run: RunFolder, data: ImageDataset, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """`arguments` with the run's kNN graph, where the method takes one."""
+    if "graph" not in SELECTIONS[method].takes:
+        return arguments
+    kind = SELECTIONS[method].options
+    known = {field.name for field in dataclasses.fields(kind)}
+    made: Any = make_options(kind, method, {name: value for name, value in arguments.items() if name in known})
+    return arguments | {"graph": graph_run(run, data, min(made.k, len(data) - 1), made.metric, made.graph_method)}
 
 
 def _refuse_if_trained(coreset_path: Path) -> None:

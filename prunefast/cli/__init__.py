@@ -15,7 +15,8 @@ from types import FrameType
 from typing import NoReturn
 
 import prunefast
-from prunefast.errors import PrunefastError
+from prunefast.distributed import on_main, world
+from prunefast.errors import InputError, PrunefastError
 from prunefast.files import explain_os_error
 from prunefast.waiting import wait_briefly
 
@@ -39,6 +40,9 @@ COMMANDS = {
     "demo": "the whole chain on scikit-learn's digits, four ways side by side",
     "doctor": "show which backends are live, and why the others are not",
 }
+
+# Under torchrun one process does these, and the others wait for it: what they write is the same for any number of them.
+ON_MAIN = ("embed", "score", "select")
 
 INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
 
@@ -119,6 +123,10 @@ def _call(options: argparse.Namespace) -> int:
     warnings.showwarning = lambda message, *_args, **_kwargs: print(f"note: {_one_line(message)}", file=sys.stderr)
     warnings.simplefilter("default", UserWarning)
     try:
+        if options.command in ON_MAIN and world().size > 1:
+            if getattr(options, "checkpoint", None):
+                raise InputError("--checkpoint: is scored by one process here; start without torchrun")
+            return on_main(lambda: options.call(options) or 0)
         return options.call(options) or 0
     except PrunefastError as error:
         failure: BaseException = error

@@ -87,7 +87,7 @@ def add_per_class(parser: argparse.ArgumentParser) -> None:
         "--per-class",
         action="store_true",
         default=None,
-        help="within each class (default where there are classes; not for clusters)",
+        help="within each class (default where there are classes; not for clusters and what works on all images)",
     )
     which.add_argument("--global", dest="per_class", action="store_false", help="over all images together")
 
@@ -114,7 +114,7 @@ def method_options(options: argparse.Namespace) -> dict[str, Any]:
         known: dict[str, Any] = {**METHODS, **SURROGATES}
         kind = known[options.method].options if options.method in known else None
     else:
-        kind = SELECTIONS.get(options.method)
+        kind = SELECTIONS[options.method].options if options.method in SELECTIONS else None
     if kind is not None:  # a method that does not exist is said by the step itself
         make_options(kind, options.method, given)
     return given if kind is not None else {}
@@ -137,14 +137,40 @@ def key_values(flag: str, words: list[str]) -> dict[str, Any]:
 def add_selection(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("selection")
     group.add_argument(
-        "--method", default="gaussian", help="random, gaussian, moderate or clusters (default: gaussian)"
+        "--method",
+        default="gaussian",
+        help="random, gaussian, ppca, knn, density, prototypes, coverage, moderate, clusters, hierarchical, k-center, "
+        "herding, facility-location; of a score: top, band, stratified, interval, d2 (default: gaussian)",
     )
+    group.add_argument("--score", metavar="NAME", help="the score that top, band, ... work on (default: gaussian)")
     group.add_argument("--keep", type=float, metavar="F", help="fraction kept, in (0, 1] (default: 0.3)")
     group.add_argument("--keep-n", type=int, metavar="N", help="number kept, instead of --keep")
     group.add_argument("--threshold", type=float, metavar="S", help="keep scores of S and more, instead of --keep")
     group.add_argument("--select-seed", type=int, default=0, metavar="SEED", help="of random choices (default: 0)")
     add_per_class(parser)
+    group.add_argument(
+        "--class-target",
+        metavar="T",
+        help='split of the budget over classes: input, uniform, or shares such as "cat=2,dog=1" (default: input)',
+    )
     add_method_options(parser)
+
+
+def class_target(options: argparse.Namespace) -> str | dict[str, float] | None:
+    """ "input", "uniform", or a share for each class; class names may hold anything but commas."""
+    text = options.class_target
+    if text is None or "=" not in text:
+        return text
+    shares: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = part.rpartition("=")
+        try:
+            shares[name.strip()] = float(value)
+        except ValueError:
+            raise InputError(f"--class-target: {part!r} is not CLASS=SHARE") from None
+        if not name.strip():
+            raise InputError(f"--class-target: {part!r} is not CLASS=SHARE")
+    return shares
 
 
 def budget(options: argparse.Namespace) -> dict[str, Any]:

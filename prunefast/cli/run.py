@@ -99,6 +99,8 @@ def _run(
         seed=options.select_seed,
         budget=budget,
         duplicates=duplicates,
+        score_name=options.score,
+        class_target=common.class_target(options),
         **method_options,
     )
     done("select", selected)
@@ -144,6 +146,8 @@ def _check(
         seed=options.select_seed,
         options=method_options,
         sampling=sampling,
+        score_name=options.score,
+        class_target=common.class_target(options),
     )
     if options.reweight is not None:
         check_reweight(_proxy(options, config), data, options.reweight)

@@ -1,7 +1,12 @@
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from prunefast.cli import common
+from prunefast.errors import InputError
+
+if TYPE_CHECKING:
+    from prunefast.files import RunFolder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -11,6 +16,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dedup", action="store_true", help="start from what `prunefast dedup` kept (RUN/groups.parquet)"
     )
     parser.add_argument("-o", "--out", metavar="FILE", help="write the coreset there (default: RUN/coreset.parquet)")
+    parser.add_argument(
+        "--compare",
+        metavar="A,B,...",
+        help="select with each of these methods, and random, compare, and write no coreset",
+    )
+    parser.add_argument(
+        "--images-per-second", type=float, metavar="R", help="training speed, to weigh --compare's cost of selecting"
+    )
 
 
 def main(options: argparse.Namespace) -> int:
@@ -21,6 +34,11 @@ def main(options: argparse.Namespace) -> int:
 
     run = RunFolder(options.run)
     budget = common.budget(options)
+    target = common.class_target(options)
+    if options.compare is not None:
+        return _compare(options, run, budget, target)
+    if options.images_per_second is not None:
+        raise InputError("--images-per-second: means nothing without --compare; leave it out")
     with pipeline.writing(run):
         data = pipeline.open_run(run)
         path = Path(options.out) if options.out else run.coreset
@@ -33,8 +51,36 @@ def main(options: argparse.Namespace) -> int:
             seed=options.select_seed,
             budget=budget,
             duplicates=Deduplication.load(run, data) if options.dedup else None,
+            score_name=options.score,
+            class_target=target,
             **common.method_options(options),
         )
         common.say(options, Coreset.load(path, data).summary())
         common.say(options, f"coreset: {path}" + (" (was there already)" if outcome.repeated else ""))
         return common.finish(options, outcome.facts | {"coreset": str(path)})
+
+
+def _compare(options: argparse.Namespace, run: "RunFolder", budget: dict[str, Any], target: Any) -> int:
+    from prunefast import pipeline
+
+    methods = [name.strip() for name in options.compare.split(",")]
+    for flag, given in (("--out", options.out), ("--option", options.option)):
+        if given:
+            raise InputError(f"{flag}: means nothing with --compare; leave it out")
+    if options.method != "gaussian":
+        raise InputError("--method and --compare: give one of them")
+    with pipeline.writing(run):
+        data = pipeline.open_run(run)
+        outcome = pipeline.compare_run(
+            run,
+            data,
+            methods,
+            per_class=options.per_class,
+            seed=options.select_seed,
+            budget=budget,
+            score_name=options.score,
+            class_target=target,
+            images_per_second=options.images_per_second,
+        )
+        common.say(options, outcome)
+        return common.finish(options, outcome.facts)

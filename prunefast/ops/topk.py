@@ -11,6 +11,7 @@ from prunefast.ops.backends import triton_is_live
 
 METRICS = {"l2": 0, "ip": 1, "cosine": 2}
 MAX_K = 1024
+_UNIT_ROWS = 16_384  # rows scaled together: their quotients are float64
 _CHUNK_VALUES = 1 << 22  # scores in float64 of one chunk of rows (32 MB): never an N x K matrix
 
 
@@ -63,8 +64,11 @@ def _checked_topk(x, y, k, metric, certify, exclude_self) -> tuple[torch.Tensor,
 
 def _unit_rows(x: torch.Tensor) -> torch.Tensor:
     """Rows of length one in float32; the length is taken in float64 so that no square overflows."""
-    length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64)
-    return (x / torch.where(length > 0, length, 1.0)).to(torch.float32)
+    unit = torch.empty_like(x)
+    for part, out in zip(x.split(_UNIT_ROWS), unit.split(_UNIT_ROWS), strict=True):
+        length = torch.linalg.vector_norm(part, dim=1, keepdim=True, dtype=torch.float64)
+        out.copy_(part / torch.where(length > 0, length, 1.0))
+    return unit
 
 
 def _topk_portable(

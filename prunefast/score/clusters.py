@@ -11,7 +11,7 @@ import numpy as np
 
 from prunefast import ops
 from prunefast.errors import InputError
-from prunefast.score.features import classes_of, distances
+from prunefast.score.features import classes_of, distances, rows_of
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,17 @@ def cluster(features: np.ndarray, labels: np.ndarray | None, options: ClustersOp
     distance = np.empty(rows)
     count = 0
     for _, positions in classes_of(labels, rows):
-        points = np.ascontiguousarray(features[positions], dtype=np.float32)
+        points = np.ascontiguousarray(rows_of(features, positions), dtype=np.float32)
+        length = None
         if options.spherical:
-            length = np.linalg.norm(points, axis=1, keepdims=True)
+            length = np.sqrt(np.einsum("nd,nd->n", points, points, dtype=np.float64))
             if not length.all():
                 raise InputError(f"features: row {positions[int(length.argmin())]} is all zero; use spherical=False")
-            points /= length
         k = min(options.k or default_k(len(points)), len(points))
         found = ops.kmeans(points, k, iterations=options.iterations, spherical=options.spherical, seed=seed)
         own = np.asarray(found.labels, dtype=np.int64)
         number[positions] = own + count
-        distance[positions] = distances(points, np.asarray(found.centroids, dtype=np.float64)[own])
+        distance[positions] = distances(points, np.asarray(found.centroids), own, length)
         count += k
     return Clustering(number, distance, count)
 

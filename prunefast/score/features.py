@@ -1,54 +1,12 @@
-"""What every score asks of features and labels, checked before any work."""
+"""What the scores share: walks over classes, and distances."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
-from prunefast.errors import InputError, InputTypeError
+from prunefast.checks import as_numpy, check_features, check_labels
 
-_ROWS = 65_536  # rows looked at together: bounds the memory of a pass over a memmap
-
-
-def as_numpy(values: Any) -> np.ndarray:
-    """A NumPy array over the same data; a torch tensor is detached and fetched from its device."""
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-        if values.dtype.is_floating_point and values.element_size() == 2:  # NumPy has no bfloat16
-            values = values.float()
-        return values.numpy()
-    return np.asanyarray(values)
-
-
-def check_features(features: Any) -> np.ndarray:
-    """`features` as float32 or float64 [N, D], N and D at least 1, all finite; a memmap stays one."""
-    array = as_numpy(features)
-    if array.dtype.kind in "iub" or array.dtype == np.float16:
-        array = array.astype(np.float32)
-    if array.dtype not in (np.float32, np.float64):
-        raise InputTypeError(f"features: must be floating point, not {array.dtype}")
-    if array.ndim != 2 or 0 in array.shape:
-        raise InputError(f"features: must be [N, D] with at least one row and column, not {list(array.shape)}")
-    for start in range(0, len(array), _ROWS):
-        finite = np.isfinite(array[start : start + _ROWS]).all(axis=1)
-        if not finite.all():
-            row = start + int(finite.argmin())
-            raise InputError(f"features: NaN or infinity in row {row}; embed again, or drop that image")
-    return array
-
-
-def check_labels(labels: Any, rows: int) -> np.ndarray | None:
-    """`labels` as int64 [rows], none negative; None stays None."""
-    if labels is None:
-        return None
-    array = as_numpy(labels)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise InputTypeError(f"labels: must be a list of integers, not {array.dtype} of shape {list(array.shape)}")
-    if len(array) != rows:
-        raise InputError(f"labels: {len(array)} of them for {rows} images")
-    if len(array) and array.min() < 0:
-        raise InputError(f"labels: {array.min()} is negative; classes are numbered from 0")
-    return array.astype(np.int64)
+__all__ = ["as_numpy", "check_features", "check_labels", "classes_of", "distances", "rows_of"]
 
 
 def classes_of(labels: np.ndarray | None, rows: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -62,12 +20,27 @@ def classes_of(labels: np.ndarray | None, rows: int) -> Iterator[tuple[int, np.n
         yield int(name), positions
 
 
-def distances(features: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Euclidean distance float64 of every row to `centre`: one point [D], or one for each row [N, D]."""
+def rows_of(features: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """The rows at `positions` (ascending), contiguous; all of them are not copied: a memory map stays one."""
+    if len(positions) == len(features) and features.flags.c_contiguous:
+        return features
+    return np.ascontiguousarray(features[positions])
+
+
+def distances(
+    features: np.ndarray, centre: np.ndarray, own: np.ndarray | None = None, length: np.ndarray | None = None
+) -> np.ndarray:
+    """Euclidean distance float64 of every row to `centre` [D]; with `own` int64 [N], to row own[i] of `centre` [K, D].
+
+    length  float64 [N]: rows are divided by it first (the unit rows of spherical clusters)
+    """
     result = np.empty(len(features))
+    centre = centre.astype(np.float64)
     for start in range(0, len(features), 4096):
         rows = slice(start, start + 4096)
-        point = centre if centre.ndim == 1 else centre[rows]
-        difference = features[rows].astype(np.float64) - point
+        values = features[rows].astype(np.float64)
+        if length is not None:
+            values /= length[rows, None]
+        difference = values - (centre if own is None else centre[own[rows]])
         result[rows] = np.sqrt(np.einsum("nd,nd->n", difference, difference))
     return result

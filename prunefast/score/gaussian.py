@@ -15,7 +15,7 @@ import numpy as np
 
 from prunefast import ops
 from prunefast.errors import InputError
-from prunefast.score.features import classes_of
+from prunefast.score.features import classes_of, rows_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def gaussian_scores(features: np.ndarray, labels: np.ndarray | None, options: Ga
     """float64 [N]; one Gaussian a class, or one for everything where `labels` is None."""
     scores = np.empty(len(features))
     for name, positions in classes_of(labels, len(features)):
-        rows = np.ascontiguousarray(features[positions])
+        rows = rows_of(features, positions)
         where = "features" if labels is None else f"features of class {name}"
         try:
             score = ops.gaussian_log_likelihood(rows, ops.fit_gaussian(rows), ridge=options.ridge)

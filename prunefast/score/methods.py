@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from prunefast.checks import check_features, check_labels, check_seed
 from prunefast.errors import InputError
-from prunefast.score import clusters, gaussian, moderate, random
-from prunefast.score.features import check_features, check_labels
-from prunefast.score.options import check_seed, make_options
+from prunefast.score import clusters, coverage, gaussian, moderate, neighbours, ppca, prototypes, random
+from prunefast.score.options import make_options
 from prunefast.score.surrogate import SURROGATES, Checkpoints, surrogate_score
 
 # (features or None, labels or None, rows, options, seed) -> float64 [rows]
@@ -26,6 +26,7 @@ class Method:
     direction: str
     needs_features: bool = True
     uses_classes: bool = True
+    uses_graph: bool = False  # takes graph=; without one it builds its own
 
     def make_options(self, given: dict[str, Any]) -> Any:
         return make_options(self.options, self.name, given)
@@ -60,6 +61,40 @@ METHODS: dict[str, Method] = {
             clusters.ClustersOptions,
             clusters.DIRECTION,
         ),
+        Method(
+            "ppca",
+            lambda features, labels, rows, options, seed: ppca.ppca_scores(features, labels, options),
+            ppca.PpcaOptions,
+            ppca.DIRECTION,
+        ),
+        Method(
+            "knn",
+            lambda features, labels, rows, options, seed: neighbours.knn_scores(features, labels, options, seed),
+            neighbours.KnnOptions,
+            neighbours.KNN_DIRECTION,
+            uses_graph=True,
+        ),
+        Method(
+            "density",
+            lambda features, labels, rows, options, seed: neighbours.density_scores(features, labels, options, seed),
+            neighbours.DensityOptions,
+            neighbours.DENSITY_DIRECTION,
+            uses_graph=True,
+        ),
+        Method(
+            "prototypes",
+            lambda features, labels, rows, options, seed: prototypes.prototype_scores(features, None, options, seed),
+            prototypes.PrototypesOptions,
+            prototypes.DIRECTION,
+            uses_classes=False,
+        ),
+        Method(
+            "coverage",
+            lambda features, labels, rows, options, seed: coverage.coverage_scores(features, options, seed),
+            coverage.CoverageOptions,
+            coverage.DIRECTION,
+            uses_classes=False,
+        ),
     )
 }
 
@@ -87,9 +122,11 @@ def score(
 
     features   [N, D] floating point, finite. For "random" anything with N rows will do.
     labels     integers [N]; needed where `per_class`
-    method     "gaussian" (log-likelihood), "moderate" (middle of the distances), "clusters" (minus the distance to the
-               own centroid), "random"; `prunefast.score.METHODS` has them with their options
-    per_class  fit a Gaussian, a prototype or clusters to each class by itself; False: one for everything
+    method     "gaussian", "ppca" (log-likelihood), "knn", "density" (nearness of neighbours), "moderate" (middle of the
+               distances), "clusters" (minus the distance to the own centroid), "prototypes" (distance to the nearest of
+               all centroids), "coverage", "random"; `prunefast.score.METHODS` has them with their options
+    per_class  fit a Gaussian, a prototype, clusters or neighbours to each class by itself; False: one for everything.
+               "prototypes", "coverage" and "random" do not look at classes
     data, checkpoint   for scores from a trained diffusion model ("loss", "difficulty", "forgetting", "el2n", "grand",
                "moso"), in place of features and labels: `prunefast.score.surrogate.surrogate_score`
     options    of the method, such as ridge=1e-5 for "gaussian"

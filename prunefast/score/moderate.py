@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunefast.errors import InputError
-from prunefast.score.features import classes_of, distances
+from prunefast.score.features import classes_of, distances, rows_of
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,18 @@ def prototype_distances(features: np.ndarray, labels: np.ndarray | None, prototy
     """float64 [N]: distance of every image to the prototype of its class (of everything without labels)."""
     result = np.empty(len(features))
     for _, positions in classes_of(labels, len(features)):
-        rows = np.asarray(features[positions], dtype=np.float64)
-        centre = np.median(rows, axis=0) if prototype == "median" else rows.mean(axis=0)
-        result[positions] = distances(rows, centre)
+        rows = rows_of(features, positions)
+        result[positions] = distances(
+            rows, _median(rows) if prototype == "median" else rows.mean(axis=0, dtype=np.float64)
+        )
     return result
+
+
+def _median(rows: np.ndarray) -> np.ndarray:
+    """float64 [D], some columns at a time: a median copies what it looks at."""
+    step = max(1, (1 << 25) // len(rows))
+    columns = range(0, rows.shape[1], step)
+    return np.concatenate([np.median(rows[:, c : c + step].astype(np.float64), axis=0) for c in columns])
 
 
 def middle_scores(values: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:

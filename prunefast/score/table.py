@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 import prunefast
+from prunefast.checks import as_numpy
 from prunefast.errors import InputError
-from prunefast.score.features import as_numpy
 from prunefast.score.parquet_file import check_columns, check_rows, check_version, read_parquet, to_json, write_parquet
 
 FORMAT_VERSION = 1

@@ -151,17 +151,59 @@ def equal(n: int, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
     return quota
 
 
+def by_share(share: np.ndarray, n: int, lower: np.ndarray, upper: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """`n` in proportion to `share` float64 [G] (largest remainder, ties to the smaller group), exactly.
+
+    InputError naming the group where one has fewer images than its share asks for (what to ask instead is said), or
+    more that must be kept: a target that cannot be met is not met in secret.
+    """
+    exact = share / share.sum() * n
+    quota = np.floor(exact).astype(np.int64)
+    order = np.lexsort((np.arange(len(share)), -np.where(share > 0, exact - quota, -1.0)))
+    quota[order[: n - int(quota.sum())]] += 1
+    short = quota > upper
+    if short.any():
+        group = int(short.argmax())
+        most = int(np.min(np.floor(upper[share > 0] / share[share > 0] * share.sum())))
+        raise InputError(
+            f"class_target: class {names[group]!r} has {upper[group]} images for a quota of {quota[group]}; "
+            f"keep at most {most} images, or change the target"
+        )
+    forced = quota < lower
+    if forced.any():
+        group = int(forced.argmax())
+        raise InputError(
+            f"class_target: class {names[group]!r} has {lower[group]} images that must be kept for a quota of "
+            f"{quota[group]}; keep more, or change the target"
+        )
+    return quota
+
+
 def top_of_groups(
     scores: np.ndarray, groups: np.ndarray, quota: np.ndarray, must_keep: np.ndarray, must_drop: np.ndarray
 ) -> np.ndarray:
     """int64 [sum(quota)], sorted: from each group the forced images, then the highest scores; ties to the smallest
     index.
 
-    scores float64 [N], groups int64 [N] in 0 .. len(quota)-1. O(N log N).
+    scores float64 [N], groups int64 [N] in 0 .. len(quota)-1. By partition, not by sorting: O(N) for each group's
+    images, and a radix sort of the groups where there is more than one.
     """
-    priority = np.where(must_keep, 0, np.where(must_drop, 2, 1))
-    order = np.lexsort((np.arange(len(scores)), -scores, priority, groups))
-    sizes = np.bincount(groups, minlength=len(quota))
-    starts = np.cumsum(sizes) - sizes
-    rank = np.arange(len(scores)) - np.repeat(starts, sizes)
-    return np.sort(order[rank < np.repeat(quota, sizes)])
+    kept = must_keep.copy()
+    left = quota - np.bincount(groups[must_keep], minlength=len(quota))
+    free = np.flatnonzero(~(must_keep | must_drop))
+    sizes = np.bincount(groups[free], minlength=len(quota))
+    if len(quota) > 1:
+        narrow = np.uint16 if len(quota) <= 1 << 16 else np.int64  # NumPy's stable sort of 16 bits is a radix sort
+        free = free[np.argsort(groups[free].astype(narrow), kind="stable")]
+    start = 0
+    for size, n in zip(sizes.tolist(), left.tolist(), strict=True):
+        members = free[start : start + size]
+        start += size
+        if n <= 0:
+            continue
+        values = scores[members]
+        limit = np.partition(values, size - n)[size - n]  # the n-th highest
+        above = values > limit
+        kept[members[above]] = True
+        kept[members[values == limit][: n - int(above.sum())]] = True
+    return np.flatnonzero(kept)

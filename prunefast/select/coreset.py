@@ -30,6 +30,7 @@ _COLUMNS = {
     "kept": pa.bool_(),
 }
 _GROUP = "group"  # int64, -1: no duplicates; only in the file of a coreset that knows them
+_GAIN = "gain"  # float64, null for a dropped image; only in the file of a method that picks one after the other
 
 
 class LabelledData(Protocol):
@@ -56,6 +57,8 @@ class Coreset:
     clusters       int64 [N] for all images; None where the method has none
     groups         int64 [N], the group of duplicates of each image, -1 for one without; None where duplicates were not
                    looked for
+    gains          float64 [n], what each kept image added when it was picked (k-center: its distance to the picks
+                   before, facility location: coverage); None where the method does not pick one after the other
     keep, dropped  bool [N], and the int64 positions that are not kept
     labels, keys, classes, data_fingerprint    as the data set has them
     manifest       JSON-able: method, options, direction, seed, counts per class, versions
@@ -76,6 +79,7 @@ class Coreset:
         scores: Any = None,
         clusters: Any = None,
         groups: Any = None,
+        gains: Any = None,
         rethresholder: Callable[[float], "Coreset"] | None = None,  # of a deduplication
         manifest: Mapping[str, Any] | None = None,
     ):
@@ -90,7 +94,8 @@ class Coreset:
         self.groups = _integers("groups", groups, total)
         self._rethresholder = rethresholder
         self.data_fingerprint = str(data_fingerprint)
-        for array in (self.indices, self.weights, self.labels, self.scores, self.clusters, self.groups):
+        self.gains = _gains(gains, len(self.indices), np.argsort(np.asarray(indices), kind="stable"))
+        for array in (self.indices, self.weights, self.labels, self.scores, self.clusters, self.groups, self.gains):
             if array is not None:
                 array.flags.writeable = False
         given = {"method": "given", "options": {}, "direction": "as listed", "seed": None, **(manifest or {})}
@@ -155,6 +160,15 @@ class Coreset:
     @cached_property
     def dropped(self) -> np.ndarray:
         return np.flatnonzero(~self.keep)
+
+    @cached_property
+    def ranking(self) -> np.ndarray:
+        """int64 [n]: the kept images, the highest score first, ties to the smallest index; in the order of `indices`
+        where there are no scores. For a method that cuts or picks one after the other, the first m are its coreset of m
+        images (of one group; `select(scores=coreset.scores, keep_n=m, per_class=True)` for classes)."""
+        if self.scores is None:
+            return self.indices
+        return self.indices[np.argsort(-self.scores[self.indices], kind="stable")]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -252,6 +266,10 @@ class Coreset:
         table = pa.Table.from_arrays(columns, schema=schema)
         if self.groups is not None:
             table = table.append_column(_GROUP, pa.array(self.groups, pa.int64()))
+        if self.gains is not None:
+            gain = np.full(self.total, np.nan)
+            gain[self.indices] = self.gains
+            table = table.append_column(_GAIN, pa.array(gain, mask=~self.keep))
         write_parquet(path, table, self.manifest)
 
     @classmethod
@@ -293,6 +311,7 @@ class Coreset:
                 scores=_optional(table, "score"),
                 clusters=_optional(table, "cluster"),
                 groups=_groups(table),
+                gains=_kept_gains(table, kept),
                 manifest=manifest,
             )
         except InputError as error:
@@ -317,6 +336,14 @@ def _groups(table: pa.Table) -> np.ndarray | None:
     if table[_GROUP].type != pa.int64():
         raise InputError(f"column {_GROUP!r} is {table[_GROUP].type}, not int64")
     return _optional(table, _GROUP)
+
+
+def _kept_gains(table: pa.Table, kept: np.ndarray) -> np.ndarray | None:
+    if _GAIN not in table.column_names:
+        return None
+    if table[_GAIN].type != pa.float64():
+        raise InputError(f"column {_GAIN!r} is {table[_GAIN].type}, not double")
+    return table[_GAIN].to_numpy()[kept]
 
 
 def _arrow(array: Any, dtype: pa.DataType) -> Any:
@@ -365,6 +392,17 @@ def _weights(weights: Any, count: int, order: np.ndarray) -> np.ndarray:
         raise InputError(f"weights: has shape {array.shape} for {count} kept images")
     if not np.isfinite(array).all() or (array < 0).any():
         raise InputError("weights: must be finite and not negative")
+    return array[order]
+
+
+def _gains(gains: Any, count: int, order: np.ndarray) -> np.ndarray | None:
+    if gains is None:
+        return None
+    array = np.asarray(gains, dtype=np.float64)
+    if array.shape != (count,):
+        raise InputError(f"gains: has shape {array.shape} for {count} kept images")
+    if np.isnan(array).any():
+        raise InputError("gains: NaN for a kept image")
     return array[order]
 
 

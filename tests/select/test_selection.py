@@ -335,8 +335,8 @@ def test_spherical_clusters_ignore_length(make_data):
 
 @SETTINGS
 @given(
-    sizes=st.lists(st.integers(1, 15), min_size=1, max_size=4),
-    method=st.sampled_from(["top", "random", "gaussian", "moderate", "clusters"]),
+    sizes=st.lists(st.integers(2, 15), min_size=1, max_size=4),
+    method=st.sampled_from(list(SELECTIONS)),
     per_class=st.booleans(),
     random=st.data(),
 )
@@ -346,9 +346,9 @@ def test_budgets_are_exact_for_every_method(make_data, sizes, method, per_class,
     features = np.random.default_rng(total).normal(size=(total, 3)).astype(np.float32)
     n = random.draw(st.integers(1, total))
     forced = random.draw(st.lists(st.integers(0, total - 1), max_size=n, unique=True))
-    given_data = {"scores": features[:, 0]} if method == "top" else {"features": features}
-    if method == "random":
-        given_data = {}
+    given_data = _inputs(method, features)
+    if method in ("stratified", "interval"):
+        given_data |= {"stratified": {"beta": 0.0}, "interval": {"interval": 1}}[method]
     options = {"k": min(3, total), "quota": random.draw(st.sampled_from(["equal", "proportional"]))}
     coreset = select(
         make_data(labels=labels),
@@ -367,6 +367,13 @@ def test_budgets_are_exact_for_every_method(make_data, sizes, method, per_class,
             assert abs(kept - n * count / total) < 1
 
 
+def _inputs(method, features):
+    """What `method` takes: scores, features or both."""
+    takes = SELECTIONS[method].takes
+    inputs = {"scores": features[:, 0]} if "scores" in takes else {}
+    return inputs if takes == ("scores",) or method == "random" else {**inputs, "features": features}
+
+
 def test_manifest_says_how_it_was_made(labelled, tmp_path):
     data, features = labelled
     coreset = select(data, features=features, method="clusters", k=3, pick="middle", keep=0.5, seed=9)
@@ -383,7 +390,7 @@ def test_manifest_says_how_it_was_made(labelled, tmp_path):
 def test_same_arguments_same_coreset(labelled):
     data, features = labelled
     for method in SELECTIONS:
-        given_data = {"scores": features[:, 0]} if method == "top" else {"features": features}
+        given_data = _inputs(method, features)
         one, two = (select(data, method=method, keep=0.5, seed=5, **given_data) for _ in range(2))
         assert one.fingerprint == two.fingerprint
 
