@@ -21,6 +21,7 @@ class Gaussian(NamedTuple):
     covariance: Any
 
 
+@torch.no_grad()
 def fit_gaussian(x: Any, labels: Any = None) -> Gaussian:
     """Mean and covariance of the rows of `x` `[N, D]`, or of each class 0 .. max(labels).
 
@@ -43,6 +44,7 @@ def fit_gaussian(x: Any, labels: Any = None) -> Gaussian:
     return Gaussian(like(x, mean), like(x, covariance))
 
 
+@torch.no_grad()
 def gaussian_log_likelihood(x: Any, gaussian: Gaussian, labels: Any = None, ridge: float = 1e-5) -> Any:
     """log N(x_i; mean, covariance + ridge I), of row i's class when `labels` are given.
 

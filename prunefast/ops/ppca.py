@@ -35,6 +35,7 @@ class Ppca(NamedTuple):
     noise_variance: Any
 
 
+@torch.no_grad()
 def fit_ppca(x: Any, labels: Any = None, *, components: int) -> Ppca:
     """Maximum-likelihood PPCA of the rows of `x` `[N, D]`, or of each class 0 .. max(labels).
 
@@ -63,6 +64,7 @@ def fit_ppca(x: Any, labels: Any = None, *, components: int) -> Ppca:
     return Ppca(*(like(x, torch.stack(values)) for values in fits))
 
 
+@torch.no_grad()
 def ppca_log_likelihood(x: Any, ppca: Ppca, labels: Any = None, ridge: float = 1e-5) -> Any:
     """log N(x_i; mean, C + ridge I) with the model's covariance C, of row i's class when `labels` are given.
 

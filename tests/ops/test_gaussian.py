@@ -142,6 +142,13 @@ def test_kinds_of_arrays():
     assert isinstance(ops.gaussian_log_likelihood(x.numpy(), fit), np.ndarray)
 
 
+def test_a_graph_ends_here():
+    x = torch.from_numpy(features()).requires_grad_()
+    fit = ops.fit_gaussian(x * 2)
+    assert not fit.covariance.requires_grad
+    assert not ops.gaussian_log_likelihood(x * 2, fit).requires_grad
+
+
 GOOD = features(n=20)
 
 
