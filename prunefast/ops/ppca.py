@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 
 from prunefast.errors import InputError
-from prunefast.ops.arrays import as_tensor, check_finite, check_integer, check_same_device, like
+from prunefast.ops.arrays import check_finite, check_integer, check_same_device, like
 from prunefast.ops.gaussian import (
     check_classes,
+    check_model,
     check_ridge,
     check_rows,
     chunks,
@@ -83,7 +84,7 @@ def ppca_log_likelihood(x: Any, ppca: Ppca, labels: Any = None, ridge: float = 1
         InputError, InputTypeError: shapes that do not fit, NaN or infinity, a variance of 0 even with this ridge.
     """
     data = check_rows(x)
-    model = Ppca(*(as_tensor("ppca", value).double() for value in ppca))
+    model = check_model("ppca", ppca, Ppca)
     check_ridge(ridge)
     classes = _check_model(model, data, labels)
     result = torch.empty(data.shape[0], dtype=torch.float64, device=data.device)

@@ -176,6 +176,8 @@ def test_bad_fits(x, labels, error, message):
 
 def test_bad_scores():
     fit = ops.fit_gaussian(GOOD)
+    with pytest.raises(InputTypeError, match="gaussian: what fit_gaussian gives"):
+        ops.gaussian_log_likelihood(GOOD, None)
     with pytest.raises(InputError, match="gaussian: mean"):
         ops.gaussian_log_likelihood(GOOD[:, :3], fit)
     with pytest.raises(InputError, match="labels of a fit per class"):
