@@ -7,6 +7,7 @@ installed are left out.
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from prunefast import ops
 
@@ -36,7 +37,7 @@ NEAREST = {"prunefast": ops.nearest, "torch": torch_nearest, "sklearn": sklearn_
 
 @pytest.mark.parametrize("who", NEAREST)
 @pytest.mark.parametrize(
-    ("n", "k", "d"), [(100_000, 1000, 128), (50_000, 1000, 512), (200_000, 10, 64), (100_000, 100, 64)]
+    ("n", "k", "d"), [(100_000, 1000, 128), (100_000, 1000, 512), (200_000, 10, 64), (200_000, 100, 64)]
 )
 def test_nearest(benchmark, who, n, k, d):
     benchmark.group = f"nearest {n} x {k} x {d}"
@@ -56,9 +57,10 @@ KNN = {"prunefast": lambda x, k: ops.topk(x, x, k, exclude_self=True), "torch": 
 
 
 @pytest.mark.parametrize("who", KNN)
-def test_self_knn(benchmark, who):
-    benchmark.group = "self-kNN k=10, 20000 x 256"
-    benchmark.pedantic(KNN[who], (rows(20_000, 256, 0), 10), rounds=3, warmup_rounds=1)
+@pytest.mark.parametrize(("n", "d"), [(20_000, 256), (50_000, 512)])
+def test_self_knn(benchmark, who, n, d):
+    benchmark.group = f"self-kNN k=10, {n} x {d}"
+    benchmark.pedantic(KNN[who], (rows(n, d, 0), 10), rounds=3)
 
 
 def sklearn_kmeans(x, start):
@@ -66,17 +68,29 @@ def sklearn_kmeans(x, start):
     return cluster.KMeans(len(start), init=start.numpy(), n_init=1, max_iter=20, tol=0).fit(x.numpy())
 
 
+def faiss_kmeans(x, start):
+    faiss = pytest.importorskip("faiss")
+    options = faiss.ClusteringParameters()
+    options.niter, options.max_points_per_centroid = 20, len(x)
+    clustering = faiss.Clustering(x.shape[1], len(start), options)
+    faiss.copy_array_to_vector(start.numpy().ravel(), clustering.centroids)
+    clustering.train(x.numpy(), faiss.IndexFlatL2(x.shape[1]))
+    return clustering
+
+
 KMEANS = {
     "prunefast": lambda x, start: ops.kmeans(x, len(start), init=start, iterations=20),
     "sklearn": sklearn_kmeans,
+    "faiss": faiss_kmeans,
 }
 
 
 @pytest.mark.parametrize("who", KMEANS)
-def test_kmeans(benchmark, who):
-    benchmark.group = "k-means 20000 x 256, 200 clusters, 20 iterations"
-    x = rows(20_000, 256, 0)
-    benchmark.pedantic(KMEANS[who], (x, x[:200].clone()), rounds=3, warmup_rounds=1)
+@pytest.mark.parametrize(("n", "d", "k"), [(20_000, 256, 200), (50_000, 512, 1000)])
+def test_kmeans(benchmark, who, n, d, k):
+    benchmark.group = f"k-means {n} x {d}, {k} clusters, 20 iterations"
+    x = rows(n, d, 0)
+    benchmark.pedantic(KMEANS[who], (x, x[:k].clone()), rounds=3)
 
 
 def sklearn_gaussian(x):
@@ -89,9 +103,47 @@ GAUSSIAN = {"prunefast": lambda x: ops.gaussian_log_likelihood(x, ops.fit_gaussi
 
 
 @pytest.mark.parametrize("who", GAUSSIAN)
-def test_gaussian(benchmark, who):
-    benchmark.group = "Gaussian fit and log-likelihood 50000 x 512"
-    benchmark.pedantic(GAUSSIAN[who], (rows(50_000, 512, 0),), rounds=3, warmup_rounds=1)
+@pytest.mark.parametrize(("n", "d"), [(50_000, 512), (20_000, 2048)])
+def test_gaussian(benchmark, who, n, d):
+    benchmark.group = f"Gaussian fit and log-likelihood {n} x {d}"
+    benchmark.pedantic(GAUSSIAN[who], (rows(n, d, 0),), rounds=3, warmup_rounds=1)
+
+
+def sklearn_ppca(x):
+    pca = pytest.importorskip("sklearn.decomposition").PCA(64, svd_solver="covariance_eigh")
+    wide = x.numpy().astype(np.float64)
+    return pca.fit(wide).score_samples(wide)
+
+
+PPCA = {"prunefast": lambda x: ops.ppca_log_likelihood(x, ops.fit_ppca(x, components=64)), "sklearn": sklearn_ppca}
+
+
+@pytest.mark.parametrize("who", PPCA)
+def test_ppca(benchmark, who):
+    benchmark.group = "PPCA of 64 components, fit and log-likelihood 20000 x 512"
+    benchmark.pedantic(PPCA[who], (rows(20_000, 512, 0),), rounds=3, warmup_rounds=1)
+
+
+def torch_norm(x, weight, bias):
+    return functional.silu(functional.group_norm(x, 32, weight.to(x.dtype), bias.to(x.dtype)))
+
+
+NORM = {
+    "prunefast": lambda x, weight, bias: ops.group_norm_silu(x, 32, weight, bias),
+    "torch eager": torch_norm,
+    "torch.compile": torch.compile(torch_norm),
+}
+
+
+@pytest.mark.parametrize("who", NORM)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(32, 128, 32, 32), (64, 256, 8, 8), (4, 256, 8, 8)])
+def test_group_norm_silu(benchmark, who, shape, dtype):
+    benchmark.group = f"group norm and SiLU forward and backward {'x'.join(map(str, shape))} {dtype} channels_last"
+    x, slope = (rows(shape[0], shape[1] * shape[2] * shape[3], seed).view(shape).to(dtype) for seed in (0, 1))
+    x, slope = (t.contiguous(memory_format=torch.channels_last) for t in (x, slope))
+    inputs = [t.requires_grad_() for t in (x, *rows(2, shape[1], 2))]
+    benchmark.pedantic(lambda: torch.autograd.grad(NORM[who](*inputs), inputs, slope), rounds=10, warmup_rounds=2)
 
 
 def torch_loss(pred, x0, noise, a, b, weight):

@@ -7,9 +7,9 @@
 2. `score_kernel` starts its accumulator at -|y|^2 / 2: a tile costs a product and one max-with-index. It keeps the
    best score, its column and the runner-up. A row whose margin is above twice the rounding bound is done; others enter
    a list that stays on the device, with its length.
-3. `exact_kernel` walks that list: float32 direct differences of every column, whose relative error is known, and
+3. `distance_kernel` writes the float64 direct distance of each row's pick.
+4. `exact_kernel` walks that list: float32 direct differences of every column, whose relative error is known, and
    float64 ones for those tiles that could hold the nearest row. So duplicates and ties end right, only slower.
-4. `distance_kernel` writes the float64 direct distance of each row's pick.
 
 The host reads nothing back. Sizes are run-time arguments, so nothing recompiles for a new N, K or D.
 """
@@ -136,66 +136,77 @@ def exact_kernel(
     x,
     y,
     index,
+    distance,
     todo,
     count,
     row_stride,
     y_row_stride,
     others,
     columns,
+    each,
     unit,
     INNER: tl.constexpr,
     SELF: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """Rows of the list, one at a time: the smallest float64 direct distance, ties to the smallest index."""
+    """Rows of the list, one at a time: the `each` smallest float64 direct distances, ties to the smallest index. Each
+    has a pass of its own over y, for the smallest of what comes after the last one."""
     depth = tl.arange(0, DEPTH)
     for i in range(tl.program_id(0), tl.load(count), tl.num_programs(0)):
         row = tl.load(todo + i)
-        best = tl.full((), float("inf"), tl.float64)
-        place = tl.full((), 0, tl.int64)
-        for first in range(0, others, COLUMNS):
-            column = (first + tl.arange(0, COLUMNS)).to(tl.int64)
-            there = column < others
-            if SELF:
-                there = there & (column != row)
-            quick = tl.zeros((COLUMNS,), tl.float32)
-            size = tl.zeros((COLUMNS,), tl.float32)
-            for k in range(0, columns, DEPTH):
-                mine = k + depth < columns
-                a = tl.load(x + row * row_stride + k + depth, mask=mine, other=0.0)
-                both = there[:, None] & mine[None, :]
-                b = tl.load(y + column[:, None] * y_row_stride + (k + depth)[None, :], mask=both, other=0.0)
-                if INNER:
-                    term = a[None, :] * b
-                    quick -= tl.sum(term, 1)
-                    size += tl.sum(tl.abs(term), 1)
-                else:
-                    difference = a[None, :] - b
-                    quick += tl.sum(difference * difference, 1)
-            if not INNER:
-                size = quick
-            # |quick - true| <= unit * sum of |terms|, so this is never above the truth (underflow: the last term)
-            least = tl.where(there, quick - unit * size - 1.0e-37, float("inf"))
-            if tl.min(least, 0).to(tl.float64) <= best:
-                total = tl.zeros((COLUMNS,), tl.float64)
+        last = tl.full((), float("-inf"), tl.float64)
+        last_place = tl.full((), -1, tl.int64)
+        for n in range(0, each):
+            best = tl.full((), float("inf"), tl.float64)
+            place = tl.full((), 0, tl.int64)
+            for first in range(0, others, COLUMNS):
+                column = (first + tl.arange(0, COLUMNS)).to(tl.int64)
+                there = column < others
+                if SELF:
+                    there = there & (column != row)
+                quick = tl.zeros((COLUMNS,), tl.float32)
+                size = tl.zeros((COLUMNS,), tl.float32)
                 for k in range(0, columns, DEPTH):
                     mine = k + depth < columns
-                    a = tl.load(x + row * row_stride + k + depth, mask=mine, other=0.0).to(tl.float64)
+                    a = tl.load(x + row * row_stride + k + depth, mask=mine, other=0.0)
                     both = there[:, None] & mine[None, :]
-                    at = y + column[:, None] * y_row_stride + (k + depth)[None, :]
-                    b = tl.load(at, mask=both, other=0.0).to(tl.float64)
+                    b = tl.load(y + column[:, None] * y_row_stride + (k + depth)[None, :], mask=both, other=0.0)
                     if INNER:
-                        total -= tl.sum(a[None, :] * b, 1)
+                        term = a[None, :] * b
+                        quick -= tl.sum(term, 1)
+                        size += tl.sum(tl.abs(term), 1)
                     else:
-                        total += tl.sum((a[None, :] - b) * (a[None, :] - b), 1)
-                total = tl.where(there, total, float("inf"))
-                smallest = tl.min(total, 0)
-                where = tl.min(tl.where(total == smallest, column, 9223372036854775807), 0)
-                better = smallest < best
-                place = tl.where(better, where, place)
-                best = tl.minimum(best, smallest)
-        tl.store(index + row, place)
+                        difference = a[None, :] - b
+                        quick += tl.sum(difference * difference, 1)
+                if not INNER:
+                    size = quick
+                # |quick - true| <= unit * sum of |terms|, so this is never above the truth (underflow: the last term)
+                least = tl.where(size < float("inf"), quick - unit * size - 1.0e-37, float("-inf"))
+                least = tl.where(there, least, float("inf"))
+                if tl.min(least, 0).to(tl.float64) <= best:
+                    total = tl.zeros((COLUMNS,), tl.float64)
+                    for k in range(0, columns, DEPTH):
+                        mine = k + depth < columns
+                        a = tl.load(x + row * row_stride + k + depth, mask=mine, other=0.0).to(tl.float64)
+                        both = there[:, None] & mine[None, :]
+                        at = y + column[:, None] * y_row_stride + (k + depth)[None, :]
+                        b = tl.load(at, mask=both, other=0.0).to(tl.float64)
+                        if INNER:
+                            total -= tl.sum(a[None, :] * b, 1)
+                        else:
+                            total += tl.sum((a[None, :] - b) * (a[None, :] - b), 1)
+                    later = (total > last) | ((total == last) & (column > last_place))
+                    total = tl.where(there & later, total, float("inf"))
+                    smallest = tl.min(total, 0)
+                    where = tl.min(tl.where(total == smallest, column, 9223372036854775807), 0)
+                    better = smallest < best
+                    place = tl.where(better, where, place)
+                    best = tl.minimum(best, smallest)
+            tl.store(index + row * each + n, place)
+            tl.store(distance + row * each + n, best.to(tl.float32))
+            last = best
+            last_place = place
 
 
 @triton.jit
@@ -322,21 +333,38 @@ def nearest(
         num_warps=tile["num_warps"],
         num_stages=tile["num_stages"],
     )
+    distance = direct(x, y, index, inner, torch.float32)
     if certify:
-        exact_kernel[(EXACT_PROGRAMS,)](
-            x,
-            y,
-            index,
-            todo,
-            count,
-            x.stride(0),
-            y.stride(0),
-            others,
-            x.shape[1],
-            UNIT * (x.shape[1] + 8),
-            INNER=inner,
-            SELF=exclude_self,
-            COLUMNS=64,
-            DEPTH=32,
-        )
-    return index, direct(x, y, index, inner, torch.float32)
+        decide(x, y, index, distance, todo, count, inner, exclude_self)
+    return index, distance
+
+
+def decide(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    index: torch.Tensor,
+    distance: torch.Tensor,
+    todo: torch.Tensor,
+    count: torch.Tensor,
+    inner: bool,
+    exclude_self: bool,
+) -> None:
+    """Index and distance [rows, k] anew, by float64 differences, for the first `count` rows of the list `todo`."""
+    exact_kernel[(EXACT_PROGRAMS,)](
+        x,
+        y,
+        index,
+        distance,
+        todo,
+        count,
+        x.stride(0),
+        y.stride(0),
+        y.shape[0],
+        x.shape[1],
+        index.shape[1],
+        UNIT * (x.shape[1] + 8),
+        INNER=inner,
+        SELF=exclude_self,
+        COLUMNS=64,
+        DEPTH=32,
+    )

@@ -2,7 +2,7 @@
 
 As nearest.py, but the scores of a block of rows are written (at most SCORES of them, never all) and torch.topk selects
 candidates from them. A row is proven when the worst score kept is below the k-th best by twice the rounding bound; the
-few others are counted, which waits for the device once, and done again in float64.
+few others become a list on the device, and are decided by `nearest.exact_kernel`. The host reads nothing back.
 """
 
 import torch
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .configs import choose
-from .nearest import UNIT, Packed, direct
+from .nearest import UNIT, Packed, decide, direct
 
 SCORES = 1 << 26  # float32 scores at a time: 256 MB
 SPARE = 32  # candidates beyond k
@@ -34,9 +34,10 @@ def scores_kernel(
     DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One tile of scores, in units of the row's scale times y's."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    """One tile of scores, in units of the row's scale times y's. One dimension of programs: others end at 65,535."""
+    tiles = tl.cdiv(others, COLUMNS)
+    row = (tl.program_id(0) // tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(0) % tiles * COLUMNS + tl.arange(0, COLUMNS)
     inside = row < rows
     there = column < others
     ratio = tl.load(scale + row, mask=inside, other=0.0) / tl.load(limits)
@@ -56,14 +57,14 @@ def scores_kernel(
 
 def topk(
     x: torch.Tensor, y: torch.Tensor, k: int, inner: bool, certify: bool, exclude_self: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(index [rows, k], distance [rows, k], unproven bool [rows]); rows of x and y are dense float32."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(index int64 [rows, k], distance float32 [rows, k]); rows of x and y are dense float32."""
     rows, others = x.shape[0], y.shape[0]
     index = torch.empty((rows, k), dtype=torch.int64, device=x.device)
     distance = torch.empty((rows, k), dtype=torch.float32, device=x.device)
     unproven = torch.zeros(rows, dtype=torch.bool, device=x.device)
     if rows == 0:
-        return index, distance, unproven
+        return index, distance
     tile = choose("nearest", x.device)
     packed = Packed(y, inner, tile["depth"])
     step = max(1, min(rows, SCORES // others))
@@ -72,7 +73,7 @@ def topk(
         block = x[first : first + step]
         half, length, scale = packed.pack(block, True)
         score = torch.empty((block.shape[0], others), dtype=torch.float32, device=x.device)
-        scores_kernel[(triton.cdiv(block.shape[0], tile["rows"]), triton.cdiv(others, tile["columns"]))](
+        scores_kernel[(triton.cdiv(block.shape[0], tile["rows"]) * triton.cdiv(others, tile["columns"]),)](
             half,
             packed.half,
             packed.start,
@@ -108,4 +109,7 @@ def topk(
         order = torch.sort(exact, dim=1, stable=True)
         index[part] = candidate.gather(1, order.indices[:, :k])
         distance[part] = order.values[:, :k].float()
-    return index, distance, unproven
+    if certify and keep < others:
+        todo = torch.sort(unproven, descending=True, stable=True).indices
+        decide(x, y, index, distance, todo, unproven.sum(dtype=torch.int32), inner, exclude_self)
+    return index, distance

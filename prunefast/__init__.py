@@ -46,6 +46,9 @@ _EXPORTS = {
     "embed": "prunefast.encode",
     "score": "prunefast.score",
     "select": "prunefast.select",
+    "deduplicate": "prunefast.dedup",
+    "Deduplication": "prunefast.dedup",
+    "export": "prunefast.export",
     "Coreset": "prunefast.select",
     "reweight": "prunefast.reweight",
     "ClassWeights": "prunefast.reweight",
@@ -56,6 +59,10 @@ _EXPORTS = {
     "TrainConfig": "prunefast.train",
     "train": "prunefast.train",
     "sample": "prunefast.train",
+    "export_model": "prunefast.train",
+    "import_model": "prunefast.train",
+    "tdc": "prunefast.tdc",
+    "TDCOptions": "prunefast.tdc",
     "evaluate": "prunefast.evaluate",
     "report": "prunefast.report",
     "PrunefastError": "prunefast.errors",
@@ -70,15 +77,21 @@ __all__ = [
     "Coreset",
     "CoresetLoader",
     "CoresetSampler",
+    "Deduplication",
     "DenoisingLoss",
     "InputError",
     "PrunefastError",
+    "TDCOptions",
     "TrainConfig",
     "__version__",
     "data",
+    "deduplicate",
     "diffusion",
     "embed",
     "evaluate",
+    "export",
+    "export_model",
+    "import_model",
     "models",
     "open_dataset",
     "ops",
@@ -87,6 +100,7 @@ __all__ = [
     "sample",
     "score",
     "select",
+    "tdc",
     "train",
 ]
 
@@ -105,7 +119,7 @@ class _Package(ModuleType):
     """`prunefast.score` is the function, whoever imported the sub-package of that name before.
 
     The import system binds every sub-package to its parent's attribute of the same name; for `score`, `select`,
-    `train`, `evaluate`, `report` and `reweight` that would hide the function.
+    `train`, `tdc`, `evaluate`, `report` and `reweight` that would hide the function.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -123,13 +137,16 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from prunefast import data, diffusion, models, ops
     from prunefast.data import open_dataset
+    from prunefast.dedup import Deduplication, deduplicate  # type: ignore[no-redef]
     from prunefast.diffusion import DenoisingLoss
     from prunefast.encode import embed  # type: ignore[no-redef]  # mypy takes the module of that name first
     from prunefast.errors import InputError, PrunefastError
     from prunefast.evaluate import evaluate  # type: ignore[no-redef]
+    from prunefast.export import export  # type: ignore[no-redef]
     from prunefast.report import report
     from prunefast.reweight import ClassWeights, reweight  # type: ignore[no-redef]
     from prunefast.score import score
     from prunefast.select import Coreset, select
     from prunefast.stream import Batch, CoresetLoader, CoresetSampler
-    from prunefast.train import TrainConfig, sample, train  # type: ignore[no-redef]
+    from prunefast.tdc import TDCOptions, tdc  # type: ignore[no-redef]
+    from prunefast.train import TrainConfig, export_model, import_model, sample, train  # type: ignore[no-redef]

@@ -206,6 +206,8 @@ class RunFolder:
         self.features = self.path / "features.npy"
         self.features_manifest = self.path / "features.json"
         self.scores = self.path / "scores.parquet"
+        self.groups = self.path / "groups.parquet"
+        self.pairs = self.path / "pairs.parquet"
         self.coreset = self.path / "coreset.parquet"
         self.class_weights = self.path / "class_weights.json"
         self.reweight = self.path / "reweight"  # the proxy's training folder

@@ -8,6 +8,7 @@ import numpy as np
 
 import prunefast
 from prunefast import ops
+from prunefast.data import native
 
 LIMIT = 20 << 20  # bytes of the installed package
 
@@ -21,6 +22,8 @@ assert distance.tolist() == [0, 0]
 found = ops.backends()
 for name, backend in found.items():
     print(f"{name}: {backend['detail']}")
+assert native.available()
+print(f"records: read natively, JPEG {'by libjpeg-turbo' if native.decodes_jpeg() else 'by simplejpeg or Pillow'}")
 if importlib.util.find_spec("prunefast._cuda"):
     from prunefast import _cuda
 

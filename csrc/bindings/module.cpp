@@ -47,7 +47,7 @@ PYBIND11_MODULE(_native, m) {
   });
   m.def("topk", [](uintptr_t x, uintptr_t y, int64_t rows, int64_t others, int64_t columns, int64_t x_row_stride,
                    int64_t y_row_stride, int64_t k, bool inner, bool certify, bool exclude_self, uintptr_t index,
-                   uintptr_t distance, int32_t threads) {
+                   uintptr_t distance, uintptr_t sums, uintptr_t counts, int32_t threads) {
     const prunefast_topk_args args = {pointer<float>(x),
                                       pointer<float>(y),
                                       rows,
@@ -61,7 +61,9 @@ PYBIND11_MODULE(_native, m) {
                                       exclude_self,
                                       threads,
                                       pointer<int64_t>(index),
-                                      pointer<float>(distance)};
+                                      pointer<float>(distance),
+                                      pointer<double>(sums),
+                                      pointer<int64_t>(counts)};
     run([&] { return prunefast_topk(&args); });
   });
   m.def("class_sums", [](uintptr_t x, int64_t rows, int64_t columns, int64_t x_row_stride, uintptr_t labels,
@@ -81,6 +83,27 @@ PYBIND11_MODULE(_native, m) {
     run([&] {
       return prunefast_mahalanobis(&args, pointer<double>(mean), pointer<double>(factor), pointer<double>(squared));
     });
+  });
+  m.def("hamming_join", [](uintptr_t x, uintptr_t y, int64_t rows, int64_t others, int64_t words, int64_t first,
+                           int64_t last, int32_t threshold, int32_t threads, int64_t capacity, uintptr_t counts,
+                           uintptr_t index, uintptr_t distance) {
+    int64_t total = 0;
+    const prunefast_hamming_args args = {pointer<uint64_t>(x),
+                                         pointer<uint64_t>(y),
+                                         rows,
+                                         others,
+                                         words,
+                                         first,
+                                         last,
+                                         threshold,
+                                         threads,
+                                         capacity,
+                                         pointer<int64_t>(counts),
+                                         pointer<int64_t>(index),
+                                         pointer<int32_t>(distance),
+                                         &total};
+    run([&] { return prunefast_hamming_join(&args); });
+    return total;
   });
   m.def("denoising_loss",
         [](const py::tuple& image_args, const py::object& pred, const py::object& gradient, uintptr_t a, uintptr_t b,

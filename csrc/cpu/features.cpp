@@ -12,7 +12,7 @@ namespace prunefast {
 namespace {
 
 struct Features {
-  bool avx2 = false, avx512 = false, avx512bf16 = false;
+  bool avx2 = false, avx512 = false, avx512bf16 = false, avx512popcnt = false;
 };
 
 #if defined(__x86_64__)
@@ -35,7 +35,9 @@ Features detect() {
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return found;
   found.avx2 = ymm && fma && bit(b, 5);
   found.avx512 = found.avx2 && zmm && bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);  // F, DQ, BW, VL
-  if (found.avx512 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) found.avx512bf16 = bit(a, 5);
+  found.avx512popcnt = found.avx512 && bit(c, 14);  // VPOPCNTDQ
+  const bool vnni = bit(c, 11);
+  if (found.avx512 && vnni && __get_cpuid_count(7, 1, &a, &b, &c, &d)) found.avx512bf16 = bit(a, 5);
   return found;
 }
 #else
@@ -56,7 +58,7 @@ const Kernels* table(int32_t isa) {
       return features().avx2 ? &kernels_avx2 : nullptr;
     case PRUNEFAST_AVX512:
       return features().avx512 ? &kernels_avx512 : nullptr;
-    case PRUNEFAST_AVX512BF16:  // what it adds is in narrow_kernels()
+    case PRUNEFAST_AVX512BF16:  // what it adds is in screenings()
       return features().avx512bf16 ? &kernels_avx512 : nullptr;
 #endif
     default:
@@ -85,9 +87,24 @@ const Kernels& kernels() {
   return set;
 }
 
-const NarrowKernels* narrow_kernels() {
+const Screening* const* screenings() {
+  switch (chosen()) {
 #if defined(PRUNEFAST_WIDE)
-  if (chosen() == PRUNEFAST_AVX512BF16) return &kernels_avx512bf16;
+    case PRUNEFAST_AVX2:
+      return screenings_avx2;
+    case PRUNEFAST_AVX512:
+      return screenings_avx512;
+    case PRUNEFAST_AVX512BF16:
+      return screenings_avx512bf16;
+#endif
+    default:
+      return screenings_baseline;
+  }
+}
+
+const PopcountKernels* popcount_kernels() {
+#if defined(PRUNEFAST_WIDE)
+  if (chosen() >= PRUNEFAST_AVX512 && features().avx512popcnt) return &kernels_avx512popcnt;
 #endif
   return nullptr;
 }

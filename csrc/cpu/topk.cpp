@@ -2,21 +2,25 @@
 //
 // 1. y is centred on its mean and packed once, with -|y|^2 / 2 as the value a score starts from; the largest score
 //    x . y - |y|^2 / 2 is the nearest row, and |x|^2 is never needed.
-// 2. A block of rows of x is centred and scored against a few panels at a time, so that scores stay in the second-level
-//    cache. Where the processor multiplies bfloat16, the product is taken in it.
+// 2. A block of rows of x is centred, packed and scored against a few panels at a time, so that scores stay in the
+//    second-level cache. The product is taken in the coarsest format of the instruction set that tells the rows of y
+//    apart: int8, int16 or bfloat16, else float32.
 // 3. Every score carries a bound of its error. With T the k-th largest lower bound so far, only rows of y whose upper
 //    bound reaches T can be among the k nearest; they are kept as candidates. Panels whose largest score cannot reach T
-//    are passed over.
-// 4. Candidates are decided and reported by direct float64 differences, ties to the smallest index. So the answer is
+//    are passed over. Candidates of a coarse format get closer bounds, and T with them, by float32 differences.
+// 4. What is left is decided and reported by direct float64 differences, ties to the smallest index. So the answer is
 //    that of comparing all direct distances, whatever the instruction set, the number of threads, the offset or the
 //    spread of the data.
 //
 // Error bound of a float32 score, u = 2^-24: a dot product of n terms added one after the other onto the start value
 // errs by at most (n + 1) u (|x||y| + |y|^2 / 2) to first order; rounding the centred values adds u (2 |x||y| + |y|^2).
 // Both lie within (n + 8) u (|x||y| + |y|^2 / 2). Products below the normal range add at most n 2^-126.
-// Screening in bfloat16, X = bf16(x) and Y = bf16(y), adds |x . y - X . Y| = |x . (y - Y) + (x - X) . Y| <=
-// |x||y - Y| + |x - X||Y|, with both residuals measured. Products of two bfloat16 are exact in float32, and the
-// instruction rounds at most once a term; it takes subnormals for zero, which n 2^-126 covers, four times over.
+// Screening with X and Y for x and y adds |x . y - X . Y| = |x . (y - Y) + (x - X) . Y| <= |x||y - Y| + |x - X||Y|, with
+// both residuals measured. Products of two bfloat16 are exact in float32, and the instruction rounds at most once a
+// term; it takes subnormals for zero, which n 2^-126 covers, four times over. Sums of integers are exact; their
+// conversion and two scales round three times.
+// A float32 sum of squared differences errs by at most (n + 3) u of itself, whatever the order of its terms, so that
+// (|x|^2 - |x - y|^2) / 2 bounds a score to about (n + 8) u |x|^2, far closer than int8 does.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -34,94 +38,120 @@ namespace {
 constexpr int64_t kRows = 48;            // rows of x in a block: a panel in the cache is used that often
 constexpr int64_t kChunkColumns = 1024;  // scores of a block at a time: 48 x 1024 floats = 192 KB
 constexpr double kNormLimit = 1e18;      // above it a product may overflow float32: such data is compared directly
-constexpr int64_t kProbedRows = 12;      // rows that decide between bfloat16 and float32 screening
+constexpr int64_t kProbedRows = 12;      // rows that decide whether a format tells enough apart
 constexpr int64_t kUncertified = 8;      // candidates beyond k when nothing is to be proven
 constexpr int64_t kGroupedK = kScoreGroups / 2;  // up to this k the group maxima give a useful first threshold
+constexpr int64_t kSummedValues = 1 << 21;       // rows that are assigned, then summed while the caches hold them: 8 MB
+constexpr int64_t kMeanColumns = 64;             // columns of one block of the mean: four cache lines of a row
 
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
 struct Packed {
-  std::vector<float> values, start, mean;
-  std::vector<uint32_t> narrow_values;
-  // Error bound of a score: gain |x| + lost |x - bfloat16(x)| + fixed; a value a row of y, and their maxima a panel.
+  const Screening* format = nullptr;
+  std::vector<float> start, scale, mean;
+  std::vector<int32_t> offset;
+  std::vector<uint32_t> values;
+  // Error bound of a score: gain |x| + lost |what packing took from x| + fixed; a value a row of y, and their maxima a
+  // panel.
   std::vector<float> gain, lost, fixed, panel_gain, panel_lost, panel_fixed;
   Panels panels = {};
-  NarrowPanels narrow = {};
-  int64_t width = 1, padded = 0;
-  bool direct;  // nothing to screen out (every row is an answer), or values too large for it
+  int64_t row_words = 0, padded = 0;
+  std::atomic<bool> direct{false};  // nothing to screen out (every row is an answer), or values too large for it
 };
 
 float round_up(double value) {
   return std::nextafter(static_cast<float>(value), std::numeric_limits<float>::infinity());
 }
 
-// Words of a row in bfloat16, up to whole registers.
-int64_t pair_stride(int64_t columns) { return (columns + 31) / 32 * 16; }
+// Bounds of a double, in float32.
+float above(double value) { return static_cast<float>(value + 0x1p-23 * std::fabs(value)); }
+float below(double value) { return static_cast<float>(value - 0x1p-23 * std::fabs(value)); }
 
-Packed pack(const prunefast_topk_args& args, const Kernels& set, const NarrowKernels* narrow) {
-  Packed packed;
-  const int64_t columns = args.columns, others = args.others;
-  packed.direct = others - (args.exclude_self ? 1 : 0) <= args.k;
-  if (packed.direct) return packed;
-  packed.mean.assign(columns, 0.0f);
-  if (!args.inner) {
-    std::vector<double> sum(columns, 0.0);
-    for (int64_t j = 0; j < others; ++j) set.add_row(sum.data(), args.y + j * args.y_row_stride, columns);
-    for (int64_t d = 0; d < columns; ++d) packed.mean[d] = static_cast<float>(sum[d] / static_cast<double>(others));
+// Relative rounding of a float32 sum of `columns` terms, and what products below the normal range may add.
+double rounding_unit(int64_t columns) { return 1.001 * 0x1p-24 * static_cast<double>(columns + 8); }
+double underflow_of(int64_t columns) { return 4 * static_cast<double>(columns) * 0x1p-126; }
+
+bool every_row_answers(const prunefast_topk_args& args) {
+  return args.others - (args.exclude_self ? 1 : 0) <= args.k || rounding_unit(args.columns) > 0.01;
+}
+
+// Float64 sums of the rows in their order, whatever the number of threads.
+std::vector<float> mean_of(const prunefast_topk_args& args, const Kernels& set) {
+  std::vector<float> mean(args.columns, 0.0f);
+  if (args.inner) return mean;
+  std::vector<double> sum(args.columns, 0.0);
+  const int64_t blocks = (args.columns + kMeanColumns - 1) / kMeanColumns;
+  parallel_blocks(blocks, threads_for(args.threads, blocks), [&](int64_t block, int) {
+    const int64_t first = block * kMeanColumns, width = std::min(kMeanColumns, args.columns - first);
+    for (int64_t j = 0; j < args.others; ++j) set.add_row(&sum[first], args.y + j * args.y_row_stride + first, width);
+  });
+  for (int64_t d = 0; d < args.columns; ++d) mean[d] = static_cast<float>(sum[d] / static_cast<double>(args.others));
+  return mean;
+}
+
+// One row of y into its panel, and its bound.
+void pack_row(const prunefast_topk_args& args, const Kernels& set, int64_t j, float* row, uint32_t* words,
+              Packed& packed) {
+  const double unit = args.certify ? rounding_unit(args.columns) : 0.0;
+  const float* y = args.y + j * args.y_row_stride;
+  const double squared = set.centre(y, packed.mean.data(), args.columns, row);
+  if (!(squared < kNormLimit * kNormLimit)) packed.direct.store(true);
+  const double norm = std::sqrt(squared), half = args.inner ? 0.0 : squared / 2;
+  const PackedRow about = packed.format->pack(y, packed.mean.data(), args.columns, true, words);
+  packed.start[j] = static_cast<float>(-half);
+  packed.scale[j] = about.scale;
+  packed.offset[j] = about.offset;
+  const int64_t width = packed.panels.width, count = packed.panels.words;
+  uint32_t* target = packed.values.data() + j / width * width * count + j % width;
+  for (int64_t word = 0; word < count; ++word) target[word * width] = words[word];
+  if (!args.certify) return;
+  packed.fixed[j] = round_up(unit * half + underflow_of(args.columns));
+  if (packed.format->exact) {
+    packed.gain[j] = round_up(unit * norm);
+    return;
   }
+  // 2^-126: squares below float32; rounding of a sum of `columns` squares is within 2 unit
+  const double rest = std::sqrt(about.lost * (1 + 2 * unit) + 0x1p-126) * (1 + unit);
+  packed.gain[j] = round_up(1.01 * unit * norm + rest);
+  packed.lost[j] = round_up((norm + rest) * (1 + unit));
+}
+
+void pack(const prunefast_topk_args& args, const Kernels& set, const Screening& format, Packed& packed) {
+  const int64_t columns = args.columns, others = args.others;
+  packed.format = &format;
   // Four registers a panel are fastest; two where that pads with at least a twelfth less.
   const auto rounded = [=](int64_t to) { return (others + to * set.vector - 1) / (to * set.vector) * to * set.vector; };
   const int64_t registers = others <= set.vector ? 1 : (12 * rounded(2) <= 11 * rounded(4) ? 2 : 4);
-  const int64_t width = registers * set.vector, pairs = (columns + 1) / 2;
-  packed.width = width;
+  const int64_t width = registers * set.vector, words = (columns + format.per_word - 1) / format.per_word;
   packed.padded = (others + width - 1) / width * width;
-  if (narrow)
-    packed.narrow_values.assign(packed.padded * pairs, 0);
-  else
-    packed.values.assign(packed.padded * columns, 0.0f);
+  packed.row_words = (columns + kPackedColumns - 1) / kPackedColumns * kPackedColumns / format.per_word;
+  packed.values.assign(packed.padded * words, 0);
   packed.start.assign(packed.padded, kLowest);
-  for (auto* bound : {&packed.gain, &packed.lost, &packed.fixed}) bound->assign(packed.padded, 0.0f);
-  const double unit = args.certify ? 1.001 * 0x1p-24 * static_cast<double>(columns + 8) : 0.0;
-  const double underflow = args.certify ? 4 * static_cast<double>(columns) * 0x1p-126 : 0.0;
-  if (unit > 0.01) packed.direct = true;  // the first-order bound does not hold for rows that long
-  std::vector<float> row(columns);
-  std::vector<uint32_t> words(pair_stride(columns));
-  for (int64_t j = 0; j < others; ++j) {
-    const double squared = set.centre(args.y + j * args.y_row_stride, packed.mean.data(), columns, row.data());
-    if (!(squared < kNormLimit * kNormLimit)) packed.direct = true;
-    const double norm = std::sqrt(squared), half = args.inner ? 0.0 : squared / 2;
-    packed.start[j] = static_cast<float>(-half);
-    packed.gain[j] = round_up(unit * norm);
-    packed.fixed[j] = round_up(unit * half + underflow);
-    if (!narrow) {
-      float* target = packed.values.data() + j / width * width * columns + j % width;
-      for (int64_t d = 0; d < columns; ++d) target[d * width] = row[d];
-      continue;
-    }
-    float about, lost;
-    narrow->narrow(args.y + j * args.y_row_stride, packed.mean.data(), columns, words.data(), &about, &lost);
-    uint32_t* target = packed.narrow_values.data() + j / width * width * pairs + j % width;
-    for (int64_t d = 0; d < pairs; ++d) target[d * width] = words[d];
-    if (!args.certify) continue;
-    // 2^-126: squares below float32; rounding of a sum of `columns` squares is within 2 unit
-    const double rest = std::sqrt(lost * (1 + 2 * unit) + 0x1p-126) * (1 + unit);
-    packed.gain[j] = round_up(1.01 * unit * norm + rest);
-    packed.lost[j] = round_up((norm + rest) * (1 + unit));
-  }
-  for (int64_t p = 0; p < packed.padded; p += width) {
-    const auto most = [=](const std::vector<float>& v) { return *std::max_element(&v[p], &v[p] + width); };
-    packed.panel_gain.push_back(most(packed.gain));
-    packed.panel_lost.push_back(most(packed.lost));
-    packed.panel_fixed.push_back(most(packed.fixed));
-  }
-  packed.panels = {packed.values.data(), packed.start.data(), columns, width};
-  packed.narrow = {packed.narrow_values.data(), packed.start.data(), pairs, width};
-  return packed;
+  packed.offset.assign(packed.padded, 0);
+  for (auto* value : {&packed.scale, &packed.gain, &packed.lost, &packed.fixed}) value->assign(packed.padded, 0.0f);
+  packed.panels = {packed.values.data(), packed.start.data(), packed.scale.data(), packed.offset.data(), words, width};
+  const int64_t panels = packed.padded / width;
+  const int threads = threads_for(args.threads, panels);
+  std::vector<std::vector<float>> row(threads, std::vector<float>(columns));
+  std::vector<std::vector<uint32_t>> packed_row(threads, std::vector<uint32_t>(packed.row_words));
+  parallel_blocks(panels, threads, [&](int64_t panel, int thread) {
+    for (int64_t j = panel * width; j < std::min(others, (panel + 1) * width); ++j)
+      pack_row(args, set, j, row[thread].data(), packed_row[thread].data(), packed);
+  });
+  const auto largest = [&](const std::vector<float>& values, std::vector<float>& most) {
+    most.clear();
+    for (int64_t p = 0; p < packed.padded; p += width)
+      most.push_back(*std::max_element(&values[p], &values[p] + width));
+  };
+  largest(packed.gain, packed.panel_gain);
+  largest(packed.lost, packed.panel_lost);
+  largest(packed.fixed, packed.panel_fixed);
 }
 
 struct Candidate {
   int64_t index;
   float upper, lower;
+  bool refined;
 };
 
 struct Neighbour {
@@ -134,17 +164,20 @@ struct Neighbour {
 
 // What one thread needs; allocated before the threads start.
 struct Workspace {
-  std::vector<float> centred, scores, peaks, bounds, values, groups;
-  std::vector<uint32_t> narrow;
+  std::vector<float> scores, peaks, bounds, values, groups;
+  std::vector<uint32_t> words;
   std::vector<int32_t> hits;
   std::vector<std::vector<Candidate>> candidates;
   std::vector<Neighbour> neighbours;
+  int64_t collected = 0;  // candidates ever: how well the screening tells rows of y apart
 };
 
-// What the bound of a row's scores needs of it.
+// What the bound of a row's scores needs of it; `least` and `most` bound |x - mean|^2.
 struct RowNorms {
+  double least, most;
   float norm, lost, threshold;
   bool screened;
+  int64_t only;  // the nearest row of y, where the scores leave one; else -1
 };
 
 float kth_largest(std::vector<float>& values, int64_t k) {
@@ -155,84 +188,87 @@ float kth_largest(std::vector<float>& values, int64_t k) {
 
 class Search {
  public:
-  Search(const prunefast_topk_args& args, const Kernels& set, const NarrowKernels* narrow, const Packed& packed)
+  Search(const prunefast_topk_args& args, const Kernels& set, const Packed& packed)
       : args_(args),
         set_(set),
-        narrow_(narrow),
         packed_(packed),
         rank_(args.k + (args.certify ? 0 : kUncertified)),
-        chunk_panels_(std::max<int64_t>(1, kChunkColumns / packed.width)) {}
+        direct_(packed.direct.load()),
+        settles_(rank_ == 1),
+        refines_(!direct_ && args.certify && !args.inner && !packed.format->exact),
+        chunk_panels_(direct_ ? 0 : std::max<int64_t>(1, kChunkColumns / packed.panels.width)) {}
 
   Workspace workspace() const {
     Workspace w;
-    if (packed_.direct) return w;
-    if (narrow_)
-      w.narrow.resize(kRows * pair_stride(args_.columns));
-    else
-      w.centred.resize(kRows * args_.columns);
-    w.scores.resize(kRows * chunk_panels_ * packed_.width);
+    if (direct_) return w;
+    w.words.resize(kRows * packed_.row_words);
+    w.scores.resize(kRows * chunk_panels_ * packed_.panels.width);
     w.peaks.resize(kRows * chunk_panels_);
     w.bounds.resize(chunk_panels_);
-    w.hits.resize(packed_.width);
+    w.hits.resize(packed_.panels.width);
     w.candidates.resize(kRows);
     return w;
   }
 
-  void rows(int64_t first, int64_t last, Workspace& w) const {
+  // False: a value of x is not finite.
+  bool rows(int64_t first, int64_t last, Workspace& w) const {
     RowNorms norms[kRows];
-    if (!packed_.direct) screen(first, last, norms, w);
+    if (!direct_) screen(first, last, norms, w);
     for (int64_t r = 0; r < last - first; ++r) {
-      if (!packed_.direct && norms[r].screened && args_.k == 1 && w.candidates[r].size() == 1) {  // most rows
-        const int64_t j = w.candidates[r][0].index;
+      if (!direct_ && norms[r].only >= 0) {
+        const int64_t j = norms[r].only;
         args_.index[first + r] = j;
         args_.distance[first + r] = static_cast<float>(distance(first + r, j));
         continue;
       }
       w.neighbours.clear();
-      if (!packed_.direct && norms[r].screened) {
+      if (!direct_ && norms[r].screened) {
         for (const Candidate& c : w.candidates[r]) w.neighbours.push_back({distance(first + r, c.index), c.index});
       } else {
+        if (!finite(first + r)) return false;
         for (int64_t j = 0; j < args_.others; ++j)
           if (!(args_.exclude_self && j == first + r)) w.neighbours.push_back({distance(first + r, j), j});
       }
       report(first + r, w.neighbours);
     }
+    return true;
   }
 
-  // Candidates of rows [first, last): how well the screening tells them apart.
-  int64_t count_candidates(int64_t first, int64_t last, Workspace& w) const {
-    RowNorms norms[kRows];
-    screen(first, last, norms, w);
-    int64_t count = 0;
-    for (int64_t r = 0; r < last - first; ++r) count += static_cast<int64_t>(w.candidates[r].size());
-    return count;
+  // Whether few rows of y become candidates of rows spread over x. A candidate costs as much as the scores of dozens of
+  // rows of y, so that the next format, half as fast, is worth it beyond that.
+  bool tells_apart(Workspace& w) const {
+    const int64_t probed = std::min(args_.rows, kProbedRows), limit = 2 * rank_ + kUncertified + args_.others / 32;
+    for (int64_t i = 0; i < probed; ++i) {
+      RowNorms norms[1];
+      const int64_t row = i * args_.rows / probed;
+      screen(row, row + 1, norms, w);
+    }
+    return w.collected <= probed * limit;
   }
 
  private:
   void screen(int64_t first, int64_t last, RowNorms* norms, Workspace& w) const {
-    const int64_t count = last - first, width = packed_.width, panels = packed_.padded / width;
-    const int64_t pairs = pair_stride(args_.columns), stride = chunk_panels_ * width;
-    const float rounding = 1 + 0x1p-23f * static_cast<float>(args_.columns + 16);  // of a norm added up in float32
+    const Screening& format = *packed_.format;
+    const int64_t count = last - first, width = packed_.panels.width, panels = packed_.padded / width;
+    const int64_t words = packed_.row_words, stride = chunk_panels_ * width;
+    const float rounding = 0x1p-23f * static_cast<float>(args_.columns + 16);  // of a norm added up in float32
+    float scale[kRows];
     for (int64_t r = 0; r < count; ++r) {
       const float* x = args_.x + (first + r) * args_.x_row_stride;
-      float squared, lost = 0;
-      if (narrow_)
-        narrow_->narrow(x, packed_.mean.data(), args_.columns, w.narrow.data() + r * pairs, &squared, &lost);
-      else
-        squared = set_.centre_row(x, packed_.mean.data(), args_.columns, w.centred.data() + r * args_.columns);
-      norms[r].screened = squared < kNormLimit * kNormLimit;
-      norms[r].norm = std::sqrt(squared * rounding + 0x1p-126f);
-      norms[r].lost = std::sqrt(lost * rounding + 0x1p-126f);
+      const PackedRow row = format.pack(x, packed_.mean.data(), args_.columns, false, w.words.data() + r * words);
+      scale[r] = row.scale;
+      norms[r].screened = row.squared < kNormLimit * kNormLimit;
+      norms[r].norm = std::sqrt(row.squared * (1 + rounding) + 0x1p-126f);
+      norms[r].lost = std::sqrt(row.lost * (1 + rounding) + 0x1p-126f);
+      norms[r].least = row.squared * (1.0 - rounding);
+      norms[r].most = row.squared * (1.0 + rounding);
       norms[r].threshold = kLowest;
+      norms[r].only = -1;
       w.candidates[r].clear();
     }
     for (int64_t from = 0; from < panels; from += chunk_panels_) {
       const int64_t to = std::min(from + chunk_panels_, panels);
-      if (narrow_)
-        narrow_->scores(w.narrow.data(), count, pairs, &packed_.narrow, from, to, w.scores.data(), stride,
-                        w.peaks.data(), chunk_panels_);
-      else
-        set_.scores(w.centred.data(), count, args_.columns, &packed_.panels, from, to, w.scores.data(), stride,
+      format.scores(w.words.data(), scale, count, words, &packed_.panels, from, to, w.scores.data(), stride,
                     w.peaks.data(), chunk_panels_);
       for (int64_t r = 0; r < count; ++r) {
         if (!norms[r].screened) continue;
@@ -244,53 +280,109 @@ class Search {
           float* panel = score + own / width * width;
           peak[own / width] = *std::max_element(panel, panel + width);
         }
-        scan(score, peak, from, to - from, norms[r], w.candidates[r], w);
+        bounds(norms[r], from, to - from, w);
+        if (settles_ && panels <= chunk_panels_) {
+          const ScoreBounds own = own_bounds(norms[r], 0);
+          norms[r].only = set_.only_best(score, panels, width, peak, w.bounds.data(), &own);
+          if (norms[r].only >= 0) continue;
+        }
+        scan(first + r, score, peak, from, to - from, norms[r], w.candidates[r], w);
+        tighten(first + r, norms[r], w.candidates[r], to < panels, w);
+        if (settles_ && to == panels && w.candidates[r].size() == 1) norms[r].only = w.candidates[r][0].index;
       }
     }
-    for (int64_t r = 0; r < count; ++r) tighten(w.candidates[r], &norms[r].threshold, w);
   }
 
-  // Only panels whose largest score, with its bound, reaches the threshold are looked into.
-  void scan(const float* score, const float* peak, int64_t from, int64_t panels, RowNorms& row,
-            std::vector<Candidate>& candidates, Workspace& w) const {
-    const int64_t width = packed_.width;
-    float* bound = w.bounds.data();
+  void bounds(const RowNorms& row, int64_t from, int64_t panels, Workspace& w) const {
     const float* gain = packed_.panel_gain.data() + from;
     const float* lost = packed_.panel_lost.data() + from;
     const float* fixed = packed_.panel_fixed.data() + from;
-    for (int64_t p = 0; p < panels; ++p) bound[p] = gain[p] * row.norm + (lost[p] * row.lost + fixed[p]);
+    for (int64_t p = 0; p < panels; ++p) w.bounds[p] = gain[p] * row.norm + (lost[p] * row.lost + fixed[p]);
+  }
+
+  ScoreBounds own_bounds(const RowNorms& row, int64_t column) const {
+    return {&packed_.gain[column], &packed_.lost[column], &packed_.fixed[column], row.norm, row.lost};
+  }
+
+  // Only panels whose largest score, with its bound, reaches the threshold are looked into.
+  void scan(int64_t i, const float* score, const float* peak, int64_t from, int64_t panels, RowNorms& row,
+            std::vector<Candidate>& candidates, Workspace& w) const {
+    const int64_t width = packed_.panels.width;
+    const float* bound = w.bounds.data();
     if (rank_ == 1) {
-      for (int64_t p = 0; p < panels; ++p) row.threshold = std::max(row.threshold, peak[p] - bound[p]);
+      int64_t best = 0;
+      for (int64_t p = 1; p < panels; ++p) best = peak[p] - bound[p] > peak[best] - bound[best] ? p : best;
+      const ScoreBounds own = own_bounds(row, (from + best) * width);
+      w.groups.assign(kScoreGroups, kLowest);
+      set_.best_lower_bounds(score + best * width, width, &own, w.groups.data());
+      row.threshold = std::max(row.threshold, kth_largest(w.groups, 1));
     } else if (rank_ <= kGroupedK && static_cast<int64_t>(candidates.size()) < rank_) {
       w.groups.assign(kScoreGroups, kLowest);
-      set_.best_lower_bounds(score, panels, width, bound, w.groups.data());
+      for (int64_t p = 0; p < panels; ++p) {
+        const ScoreBounds own = own_bounds(row, (from + p) * width);
+        set_.best_lower_bounds(score + p * width, width, &own, w.groups.data() + p * width % kScoreGroups);
+      }
       row.threshold = std::max(row.threshold, kth_largest(w.groups, rank_));
     }
+    int64_t room = 2 * rank_ + 16;
     for (int64_t p = 0; p < panels; ++p) {
       if (!(peak[p] + bound[p] >= row.threshold)) continue;
       const float* mine = score + p * width;
-      const int64_t found = set_.collect(mine, width, bound[p], row.threshold, w.hits.data());
+      const ScoreBounds own = own_bounds(row, (from + p) * width);
+      const int64_t found = set_.collect(mine, width, &own, row.threshold, w.hits.data());
       for (int64_t h = 0; h < found; ++h) {
         const float value = mine[w.hits[h]];
         if (value == kLowest) continue;  // padding, or the row itself
         const int64_t j = (from + p) * width + w.hits[h];
-        const float own = packed_.gain[j] * row.norm + (packed_.lost[j] * row.lost + packed_.fixed[j]);
-        candidates.push_back({j, value + own, value - own});
+        const float error = packed_.gain[j] * row.norm + (packed_.lost[j] * row.lost + packed_.fixed[j]);
+        candidates.push_back({j, value + error, value - error, !refines_});
+        ++w.collected;
       }
-      if (static_cast<int64_t>(candidates.size()) > 2 * rank_ + 16) tighten(candidates, &row.threshold, w);
+      if (static_cast<int64_t>(candidates.size()) > room) {
+        tighten(i, row, candidates, true, w);
+        room = 2 * static_cast<int64_t>(candidates.size()) + 16;
+      }
     }
   }
 
-  // Raises the threshold to the k-th largest lower bound and drops what cannot reach it.
-  void tighten(std::vector<Candidate>& candidates, float* threshold, Workspace& w) const {
-    if (static_cast<int64_t>(candidates.size()) <= rank_) return;
+  // Raises the threshold to the k-th largest lower bound and drops what cannot reach it; first with the bounds of the
+  // screening, then, where more than an answer is left or scores are yet `to_come`, with those of float32 differences.
+  void tighten(int64_t i, RowNorms& row, std::vector<Candidate>& candidates, bool to_come, Workspace& w) const {
+    raise(row, candidates, w);
+    if (!refines_ || static_cast<int64_t>(candidates.size()) < rank_ + (to_come ? 0 : 1)) return;
+    bool refined = false;
+    for (Candidate& c : candidates) {
+      if (c.refined) continue;
+      refine(i, row, c);
+      refined = true;
+    }
+    if (refined) raise(row, candidates, w);
+  }
+
+  void raise(RowNorms& row, std::vector<Candidate>& candidates, Workspace& w) const {
+    if (static_cast<int64_t>(candidates.size()) < rank_) return;
     w.values.clear();
     for (const Candidate& c : candidates) w.values.push_back(c.lower);
-    *threshold = std::max(*threshold, kth_largest(w.values, rank_));
-    const float limit = *threshold;
+    row.threshold = std::max(row.threshold, kth_largest(w.values, rank_));
+    const float limit = row.threshold;
     candidates.erase(
         std::remove_if(candidates.begin(), candidates.end(), [=](const Candidate& c) { return c.upper < limit; }),
         candidates.end());
+  }
+
+  // The score is (|x|^2 - |x - y|^2) / 2, both centred.
+  void refine(int64_t i, const RowNorms& row, Candidate& c) const {
+    const double unit = rounding_unit(args_.columns), underflow = underflow_of(args_.columns);
+    const double squared = set_.quick_squared(args_.x + i * args_.x_row_stride, args_.y + c.index * args_.y_row_stride,
+                                              args_.columns);
+    c.upper = std::min(c.upper, above((row.most - squared * (1 - unit)) / 2 + underflow));
+    c.lower = std::max(c.lower, below((row.least - squared * (1 + unit)) / 2 - underflow));
+    c.refined = true;
+  }
+
+  bool finite(int64_t i) const {
+    const float* x = args_.x + i * args_.x_row_stride;
+    return std::all_of(x, x + args_.columns, [](float value) { return std::isfinite(value); });
   }
 
   double distance(int64_t i, int64_t j) const {
@@ -309,19 +401,38 @@ class Search {
 
   const prunefast_topk_args& args_;
   const Kernels& set_;
-  const NarrowKernels* narrow_;
   const Packed& packed_;
-  const int64_t rank_, chunk_panels_;
+  const int64_t rank_;
+  const bool direct_, settles_, refines_;
+  const int64_t chunk_panels_;
 };
 
-// Whether the first rows keep few candidates when screened in bfloat16. Where it does not pay (rows of y closer to each
-// other than bfloat16 can tell), float32 screens; the result is the same.
-bool tells_apart(const prunefast_topk_args& args, const Kernels& set, const NarrowKernels& narrow,
-                 const Packed& packed) {
-  const Search search(args, set, &narrow, packed);
-  Workspace w = search.workspace();
-  const int64_t rows = std::min(args.rows, kProbedRows), limit = 2 * args.k + kUncertified + args.others / 100;
-  return search.count_candidates(0, rows, w) <= rows * limit;
+// Packs y in the fastest format that tells its rows apart; where none of the coarse ones does (rows of y closer to each
+// other than its steps), float32 screens. The result is the same.
+void choose(const prunefast_topk_args& args, const Kernels& set, Packed& packed) {
+  packed.direct.store(every_row_answers(args));
+  if (packed.direct.load() || !args.rows) return;
+  packed.mean = mean_of(args, set);
+  const Screening* const* format = screenings();
+  if (!args.certify)  // nothing mends what a coarse format misses: the finest of them
+    while (format[1] && !format[1]->exact) ++format;
+  for (; *format; ++format) {
+    if (args.columns > (*format)->most_columns || args.others < (*format)->least_others) continue;
+    pack(args, set, **format, packed);
+    if (packed.direct.load() || (*format)->exact) return;
+    const Search search(args, set, packed);
+    Workspace w = search.workspace();
+    if (search.tells_apart(w)) return;
+  }
+}
+
+int32_t not_finite(const prunefast_topk_args& args) {
+  for (int64_t i = 0; i < args.rows; ++i)
+    for (int64_t d = 0; d < args.columns; ++d)
+      if (!std::isfinite(args.x[i * args.x_row_stride + d]))
+        return fail(PRUNEFAST_OUT_OF_RANGE, "x: the value at [%lld, %lld] is NaN or infinite; remove such rows first",
+                    (long long)i, (long long)d);
+  return PRUNEFAST_OK;
 }
 
 }  // namespace
@@ -332,30 +443,41 @@ int32_t prunefast_topk(const prunefast_topk_args* arguments) {
   return guarded([&]() -> int32_t {
     const prunefast_topk_args& args = *arguments;
     if (args.rows < 0 || args.columns < 1 || args.others < 1 || args.k < 1 ||
-        args.k > args.others - (args.exclude_self ? 1 : 0) || (args.exclude_self && args.rows != args.others))
+        args.k > args.others - (args.exclude_self ? 1 : 0) || (args.exclude_self && args.rows != args.others) ||
+        (args.sums && args.k != 1))
       return fail(PRUNEFAST_BAD_ARGUMENT, "%s", "topk: k must be 1 .. rows of y, and all sizes positive");
+    if (!args.rows) return PRUNEFAST_OK;
     const Kernels& set = kernels();
-    const NarrowKernels* narrow = narrow_kernels();
-    Packed packed = pack(args, set, narrow);
-    if (narrow && !packed.direct && args.rows && !tells_apart(args, set, *narrow, packed)) {
-      narrow = nullptr;
-      packed = pack(args, set, nullptr);
-    }
-    const Search search(args, set, narrow, packed);
-    const int64_t blocks = (args.rows + kRows - 1) / kRows;
-    const int threads = threads_for(args.threads, blocks);
+    Packed packed;
+    choose(args, set, packed);
+    const Search search(args, set, packed);
+    const int threads = threads_for(args.threads, (args.rows + kRows - 1) / kRows);
     std::vector<Workspace> workspaces(static_cast<size_t>(threads));
     for (Workspace& w : workspaces) w = search.workspace();
-    std::atomic<bool> out_of_memory{false};
-    parallel_blocks(blocks, threads, [&](int64_t block, int thread) {
-      try {
-        if (!out_of_memory.load())
-          search.rows(block * kRows, std::min(args.rows, (block + 1) * kRows), workspaces[static_cast<size_t>(thread)]);
-      } catch (const std::bad_alloc&) {
-        out_of_memory.store(true);
-      }
-    });
-    if (out_of_memory.load()) throw std::bad_alloc();
-    return PRUNEFAST_OK;
+    std::atomic<bool> out_of_memory{false}, bad_value{false};
+    const auto search_rows = [&](int64_t begin, int64_t end) {
+      parallel_blocks((end - begin + kRows - 1) / kRows, threads, [&](int64_t block, int thread) {
+        const int64_t first = begin + block * kRows;
+        try {
+          if (out_of_memory.load() || bad_value.load()) return;
+          if (!search.rows(first, std::min(end, first + kRows), workspaces[static_cast<size_t>(thread)]))
+            bad_value.store(true);
+        } catch (const std::bad_alloc&) {
+          out_of_memory.store(true);
+        }
+      });
+      if (out_of_memory.load()) throw std::bad_alloc();
+    };
+    const int64_t part = args.sums ? std::max(kSummedValues / args.columns, kRows * threads) : args.rows;
+    for (int64_t begin = 0; begin < args.rows && !bad_value.load(); begin += part) {
+      const int64_t end = std::min(args.rows, begin + part);
+      search_rows(begin, end);
+      if (!args.sums || bad_value.load()) continue;
+      const int32_t status = prunefast_class_sums(args.x + begin * args.x_row_stride, end - begin, args.columns,
+                                                  args.x_row_stride, args.index + begin, args.others, args.sums,
+                                                  args.counts, true, args.threads);
+      if (status != PRUNEFAST_OK) return status;
+    }
+    return bad_value.load() ? not_finite(args) : static_cast<int32_t>(PRUNEFAST_OK);
   });
 }

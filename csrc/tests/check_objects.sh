@@ -18,7 +18,7 @@ for object in *.o; do
   esac
   case $object in
     avx*|baseline*)
-      shared=$(nm --defined-only "$object" | grep -E ' [VWuTBD] ' | grep -v 'kernels_' || true)
+      shared=$(nm --defined-only "$object" | grep -E ' [VWuTBD] ' | grep -Ev 'kernels_|screenings_' || true)
       if [ -n "$shared" ]; then complain "$object shares symbols: $shared"; fi
       if nm "$object" | grep -Eq '_GLOBAL__sub_I'; then complain "$object runs an initialiser before dispatch"; fi ;;
   esac

@@ -6,7 +6,7 @@
 #include "check.h"
 
 int main() {
-  CHECK(prunefast_abi_version() == 2);
+  CHECK(prunefast_abi_version() == 3);
   CHECK(prunefast_isa_available(PRUNEFAST_BASELINE));
   CHECK(!prunefast_isa_available(-1) && !prunefast_isa_available(4));
   CHECK(prunefast_isa_name(-1) == nullptr && prunefast_isa_name(4) == nullptr);

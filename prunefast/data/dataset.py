@@ -3,7 +3,7 @@
 import copy
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -11,14 +11,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from prunefast.data import decode
+from prunefast.data import decode, native
+from prunefast.data.buffers import Buffers
 from prunefast.data.cache import digest
+from prunefast.data.records import READ, RecordReader
+from prunefast.data.source import Source
 from prunefast.data.storage import Storage
 from prunefast.data.table import FIX, SCHEMA, Keys, TableInfo, save_table, storage_of_table, worker_count
 from prunefast.errors import InputError, InputTypeError
 
 _MIN_TASK = 32  # images a decoding task has at least: below, handing it over costs as much as the work
 _BATCHES_AHEAD = 2  # decoded while the caller works on one
+
+
+Replace = Callable[[int, InputError], int]
 
 
 class ImageDataset:
@@ -35,7 +41,7 @@ class ImageDataset:
     image_size   side R of the squares that `images` gives: asked for, else the size that all images share, else None
     fingerprint  hex digest of what the items are (not of where they lie): a coreset belongs to one fingerprint
     skipped      [(key, reason)] of what on_error="skip" left out
-    table        pyarrow.Table: key, label, container, offset, length, width, height, expanded
+    table        pyarrow.Table: key, label, container, offset, length, width, height, expanded, sum, caption
     notices      lines worth telling a person, such as where an expanded copy lies
     """
 
@@ -47,6 +53,8 @@ class ImageDataset:
         image_size: int | None = None,
         pixels: np.ndarray | None = None,
         notices: Sequence[str] = (),
+        verify: bool = True,
+        source: Source | None = None,
     ):
         self.table = table
         self.keys = Keys(table["key"])
@@ -56,7 +64,8 @@ class ImageDataset:
         self.notices = list(notices)
         self._info = info
         self._pixels = pixels  # uint8 [N, H, W, 3] of a data set in memory
-        self._storage: Storage = storage_of_table(table, info, self.keys)
+        self._storage: Storage = storage_of_table(table, info, self.keys, verify, source)
+        self._records = RecordReader(self._storage)
         if image_size is None and len(table) and _all_equal(self.widths) and _all_equal(self.heights):
             image_size = int(self.widths[0]) if self.widths[0] == self.heights[0] else None
         self.image_size = image_size
@@ -88,6 +97,12 @@ class ImageDataset:
     def skipped(self) -> list[tuple[str, str]]:
         return self._info.skipped
 
+    @property
+    def captions(self) -> Sequence[str | None] | None:
+        """N texts (None where an image has none), from WebDataset, Parquet, Arrow or a `Source`; None without any."""
+        column = self.table["caption"]
+        return None if column.null_count == len(column) else Keys(column)
+
     def __len__(self) -> int:
         return len(self.table)
 
@@ -110,6 +125,41 @@ class ImageDataset:
         if self._pixels is not None:
             raise InputError("read: this data set was made from arrays in memory and has no files; use image()")
         return self._storage.read(item)
+
+    def read_many(self, indices: Any) -> list[bytes]:
+        """The bytes of several items, as `read` gives them; the rows of pixels for a data set in memory."""
+        items = self._checked(as_indices(indices))
+        if self._pixels is not None:
+            return [self._pixels[item].tobytes() for item in items]
+        return self._storage.read_many(items)
+
+    @property
+    def encoded(self) -> bool:
+        """Whether an item is a file of some image format; else it is raw pixels, [H, W, 3] or [3, H, W] or grey."""
+        return self._pixels is None and self._info.layout == "encoded"
+
+    @property
+    def root(self) -> str:
+        """The folder that the keys are relative to; "" where items do not lie in files of their own."""
+        return self._info.root if self.encoded and self._storage.container is None else ""
+
+    @property
+    def files(self) -> Callable[[int], str] | None:
+        """Index -> path of the item's file; None where items do not lie in files of their own."""
+        return (lambda index: os.path.join(self.root, self.keys[index])) if self.root else None
+
+    def grey(self, index: int, least: int) -> np.ndarray:
+        """One image in grey, uint8 [h, w], no smaller than `least` pixels a side where the image is not.
+
+        A JPEG is decoded at the smallest scale that gives them, much faster than in full.
+        """
+        if not self.encoded:
+            return decode.to_grey(self.image(index))
+        item = int(self._checked(np.array([_as_int(index)]))[0])
+        try:
+            return decode.decode_grey(self._storage.read(item), least)
+        except ValueError as error:
+            raise self._explain(item, error) from None
 
     def image(self, index: int) -> np.ndarray:
         """One image as it is stored: uint8 [H, W, 3]."""
@@ -135,6 +185,25 @@ class ImageDataset:
         self._fill(items, out)
         return out
 
+    def windows(self, indices: Any, corners: Any, size: int) -> np.ndarray:
+        """Windows of the squares that `images` gives: uint8 [n, size, size, 3], C order.
+
+        corners: whole numbers [n, 2], (top, left) of each window within the R x R image. Of a JPEG that is R x R as it
+        lies, only the window is decoded.
+        Raises InputError as `images` does, and for a window that leaves the image.
+        """
+        side = self._side()
+        items, places = self._checked(as_indices(indices)), _as_numpy(corners)
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= side:
+            raise InputError(f"size={size!r}: give a whole number of pixels from 1 to {side}, the images' side")
+        if places.shape != (len(items), 2) or places.dtype.kind not in "iu":
+            raise InputError(f"corners: give whole numbers [{len(items)}, 2], top and left of each window")
+        if len(places) and (places.min() < 0 or places.max() > side - size):
+            raise InputError(f"corners: a window of {size} px at up to {places.max()} leaves the image of {side} px")
+        out = np.empty((len(items), size, size, 3), dtype=np.uint8)
+        self._fill(items, out, np.ascontiguousarray(places, dtype=np.int32))
+        return out
+
     def batches(
         self, indices: Any = None, batch_size: int = 256, threads: int | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -149,22 +218,37 @@ class ImageDataset:
         return self.decode_ahead(parts, threads)
 
     def decode_ahead(
-        self, parts: Iterator[np.ndarray], threads: int | None = None
+        self,
+        parts: Iterator[np.ndarray],
+        threads: int | None = None,
+        buffers: Buffers | None = None,
+        replace: "Replace | None" = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Like `batches` for index arrays of any order and size, which may go on for ever."""
-        return self._decode_ahead(parts, self.row_shape, worker_count(threads))
+        """Like `batches` for index arrays of any order and size, which may go on for ever; images lie in `buffers`.
+
+        replace: called in a worker thread with an item that cannot be decoded and its error; gives the item to show in
+        its place, or raises.
+        """
+        return self._decode_ahead(parts, self.row_shape, worker_count(threads), buffers or Buffers(), replace)
 
     def _decode_ahead(
-        self, parts: Iterator[np.ndarray], shape: tuple[int, int, int], threads: int
+        self,
+        parts: Iterator[np.ndarray],
+        shape: tuple[int, int, int],
+        threads: int,
+        buffers: Buffers,
+        replace: "Replace | None",
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         pool = ThreadPoolExecutor(threads, thread_name_prefix="prunefast-decode")
         waiting: deque[tuple[np.ndarray, np.ndarray, list[Future[None]]]] = deque()
 
         def submit(items: np.ndarray) -> None:
-            out = np.empty((len(items), *shape), dtype=self.row_dtype)
+            pool.submit(self._announce, items)
+            out = buffers.take((len(items), *shape), self.row_dtype)
             step = max(_MIN_TASK, -(-len(items) // threads))
             tasks = [
-                pool.submit(self._fill, items[k : k + step], out[k : k + step]) for k in range(0, len(items), step)
+                pool.submit(self._fill_or_replace, items[k : k + step], out[k : k + step], replace)
+                for k in range(0, len(items), step)
             ]
             waiting.append((items, out, tasks))
 
@@ -196,36 +280,89 @@ class ImageDataset:
             raise InputError(f"indices: {bad} is not in 0..{len(self) - 1}, the items of this data set")
         return items
 
-    def _fill(self, items: np.ndarray, out: np.ndarray) -> None:
-        """Images of `items` into `out`, in one thread."""
-        side = out.shape[1]
+    def _fill(self, items: np.ndarray, out: np.ndarray, corners: np.ndarray | None = None) -> None:
+        """Images of `items`, or their windows at `corners` int32 [n, 2], into `out`, in one thread."""
+        side = self._side()
+        if self._pixels is None and corners is None and self._lie_ready(side):
+            self._read_rows(items, out.reshape(len(items), -1))
+            return
         if self._pixels is not None or self._info.layout != "encoded":
             raw = self._pixels[items] if self._pixels is not None else self._raw(items)
-            if raw.shape[1:] == out.shape[1:]:
-                out[...] = raw
-            else:
-                for number, image in enumerate(raw):
-                    out[number] = decode.fit_square(image, side)
+            squares = raw if raw.shape[1:3] == (side, side) else [decode.fit_square(image, side) for image in raw]
+            _cut(squares, out, corners)
             return
-        bad = decode.decode_squares(self._storage.read_many(items), out)
+        left = np.arange(len(items))
+        if native.decodes_jpeg() and self._records.handles(items):
+            left = np.flatnonzero(self._records.decode(items, side, out, corners) != READ)
+        if not len(left):
+            return
+        whole = out if corners is None and len(left) == len(items) else np.empty((len(left), side, side, 3), np.uint8)
+        bad = decode.decode_squares(self._storage.read_many(items[left]), whole)
         if bad is not None:
             number, reason = bad
-            raise self._explain(int(items[number]), ValueError(reason))
+            raise self._explain(int(items[left[number]]), ValueError(reason))
+        if whole is not out:
+            cut = np.empty((len(left), *out.shape[1:]), dtype=np.uint8)
+            _cut(whole, cut, None if corners is None else corners[left])
+            out[left] = cut
 
     def _raw(self, items: np.ndarray) -> np.ndarray:
         """Rows of raw pixels as uint8 [n, H, W, 3]."""
         height, width, channels = int(self.heights[0]), int(self.widths[0]), self._info.channels
         rows = np.empty((len(items), height * width * channels), dtype=np.uint8)
-        self._storage.read_rows(items, rows)
+        self._read_rows(items, rows)
         if self._info.layout == "chw":
             return np.ascontiguousarray(rows.reshape(-1, channels, height, width).transpose(0, 2, 3, 1))
         images = rows.reshape(-1, height, width, channels)
         return images if channels == 3 else np.repeat(images, 3, axis=3)
 
+    def _fill_or_replace(self, items: np.ndarray, out: np.ndarray, replace: "Replace | None") -> None:
+        try:
+            self._fill(items, out)
+            return
+        except InputError:
+            if replace is None:
+                raise
+        for number in range(len(items)):
+            item, place = items[number : number + 1], out[number : number + 1]
+            while True:
+                try:
+                    self._fill(item, place)
+                    break
+                except InputError as error:
+                    item = np.array([replace(int(item[0]), error)])
+
+    def _announce(self, items: np.ndarray) -> None:
+        if native.available() and self._pixels is None:
+            self._records.announce(items)
+
+    def _lie_ready(self, side: int) -> bool:
+        """Whether every item's bytes are the side x side RGB square itself."""
+        if self._info.layout != "hwc" or self._info.channels != 3:
+            return False
+        return bool(self.widths[0] == side and self.heights[0] == side)
+
+    def _read_rows(self, items: np.ndarray, rows: np.ndarray) -> None:
+        left = range(len(items))
+        if native.available():
+            left = np.flatnonzero(self._records.copy(items, rows) != READ).tolist()
+        for number in left:
+            rows[number] = np.frombuffer(self._storage.read_raw(int(items[number])), dtype=np.uint8)
+
     def _explain(self, item: int, error: ValueError) -> InputError:
         if isinstance(error, InputError):
             return error
         return InputError(f"{self._storage.describe(item)}: {error}; {FIX}")
+
+
+def _cut(squares: Sequence[np.ndarray] | np.ndarray, out: np.ndarray, corners: np.ndarray | None) -> None:
+    """Squares, or their windows of out's size at `corners`, into `out`."""
+    if corners is None:
+        out[...] = squares
+        return
+    size = out.shape[1]
+    for number, (top, left) in enumerate(corners.tolist()):
+        out[number] = squares[number][top : top + size, left : left + size]
 
 
 def _finished(items: np.ndarray, out: np.ndarray, tasks: list["Future[None]"]) -> tuple[np.ndarray, np.ndarray]:
@@ -321,6 +458,8 @@ def from_arrays(
             pa.array(np.full(count, width, dtype=np.int32)),
             pa.array(np.full(count, height, dtype=np.int32)),
             pa.nulls(count, pa.int64()),
+            pa.nulls(count, pa.uint64()),
+            pa.nulls(count, pa.string()),
         ],
         schema=SCHEMA,
     )

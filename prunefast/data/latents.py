@@ -71,7 +71,12 @@ class LatentDataset(ImageDataset):
     def image(self, index: int) -> np.ndarray:
         raise InputError(f"{self.folder}: holds latents, not images; open {self._info.path or 'the images'}")
 
-    def _fill(self, items: np.ndarray, out: np.ndarray) -> None:
+    def _announce(self, items: np.ndarray) -> None:
+        pass  # a memory map
+
+    def _fill(self, items: np.ndarray, out: np.ndarray, corners: np.ndarray | None = None) -> None:
+        if corners is not None:
+            raise InputError(f"{self.folder}: holds latents, which have no windows")
         out[...] = self._moments[items].reshape(out.shape)
 
 

@@ -7,7 +7,7 @@ set.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -48,6 +48,11 @@ class Listing:
     width: int = 0
     channels: int = 3
     label: np.ndarray | None = None  # int64 [N]
+    caption: Sequence[str | None] | None = None
+    all_images: bool = False  # every row is an image, whatever its name
+    source: Any = None  # a `Source` that reads the items, and their numbers in it, int64 [N]
+    rows: np.ndarray | None = None
+    sums: np.ndarray | None = None  # uint64 [N], xxh3 of the items, where they are known already
     classes: list[str] = field(default_factory=list)
     split: str | None = None
     content: str = ""  # a digest of the pixels, where the format can give one
@@ -71,6 +76,9 @@ class Listing:
             expanded=cut(self.expanded),
             mtime_ns=cut(self.mtime_ns),
             label=cut(self.label),
+            caption=None if self.caption is None else [self.caption[row] for row in rows.tolist()],
+            rows=cut(self.rows),
+            sums=cut(self.sums),
         )
         return Listing(**values)
 

@@ -2,42 +2,57 @@
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from prunefast.data import arrays, cifar, expand, tar
+import numpy as np
+
+from prunefast.data import arrays, arrow, cifar, expand, lmdb, native, tar, webdataset
 from prunefast.data import zip as zip_format
 from prunefast.data.cache import CacheEntry, digest, file_signature
 from prunefast.data.dataset import ImageDataset, check_image_size
 from prunefast.data.folder import list_folder
 from prunefast.data.latents import holds_latents, open_latents
-from prunefast.data.listing import Listing
+from prunefast.data.listing import Listing, choose_split
+from prunefast.data.parquet import open_parquet, parquet_files
+from prunefast.data.source import Source, SourceStorage, source_name
 from prunefast.data.storage import explain_read_error, open_for_reading, read_exactly
 from prunefast.data.table import build_table, load_cached, load_table, save_table
-from prunefast.errors import InputError
+from prunefast.errors import InputError, MachineError
 
-FORMATS = "an image folder, a tar (.gz, .xz, .bz2) or zip of images, CIFAR batches, or uint8 arrays (.npy, .npz)"
+FORMATS = (
+    "an image folder, a tar (.gz, .xz, .bz2) or zip of images, a folder of WebDataset shards, Parquet or saved Hugging "
+    "Face data, LMDB, CIFAR batches, or uint8 arrays (.npy, .npz)"
+)
+
+
+_READ_CHUNK = 256  # images of a source read at a time
 
 
 @dataclass
 class _Source:
-    """A recognised source: a name for its state that is cheap to get, and its listing, which may not be."""
+    """A recognised source: a name for its state that is cheap to get ("": none, nothing is kept), its listing, which
+    may not be, and what reads its items where their places do not.
+    """
 
     signature: str
     listing: Callable[[], Listing]
+    reader: Source | None = None
 
 
 def open_dataset(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Source,
     *,
     split: str | None = None,
     image_size: int | None = None,
     on_error: Literal["raise", "skip"] = "raise",
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = False,
+    verify: bool | None = None,
 ) -> ImageDataset:
-    """Open images at `path`: a folder, a tar or zip, CIFAR batches, or arrays; told apart by content, not by name.
+    """Open images at `path`: a folder, a tar or zip, WebDataset shards, a Hugging Face data set (Parquet or saved to
+    disk), LMDB, CIFAR batches, or arrays, told apart by content, not by name; or a `Source` of your own.
 
     split       "train", "test", ...: of a source whose top level is such folders (or a CIFAR archive); "all" takes
                 everything; None: "train" where there is one. The name is in `.split`.
@@ -48,6 +63,10 @@ def open_dataset(
     cache_dir   for item tables and expanded archives; default $PRUNEFAST_CACHE, else $XDG_CACHE_HOME/prunefast, else
                 ~/.cache/prunefast
     progress    show it on standard error
+    verify      check every record that is read against the checksum (xxh3) taken when the data set was first opened:
+                decoders give wrong pixels and no error for most single wrong bytes. None: where there are checksums;
+                they are taken unasked where all records have at most 4 GiB together. True: take them in any case (every
+                byte is then read once). False: neither taken nor checked.
 
     The first opening reads every image's header and keeps the item table in the cache; later ones check that nothing
     changed.
@@ -57,25 +76,43 @@ def open_dataset(
         raise InputError(f"on_error={on_error!r}: choose 'raise' or 'skip'")
     if split is not None and (not isinstance(split, str) or not split):
         raise InputError(f"split={split!r}: give the name of a split, 'all', or leave it out")
+    if verify not in (None, True, False):
+        raise InputError(f"verify={verify!r}: give True, False or None")
+    if verify and not native.available():
+        raise MachineError(
+            "verify=True: the native module prunefast._images does not load here; install prunefast again"
+        )
     side = check_image_size(image_size)
-    place = _absolute(path)
-    if holds_latents(place):
-        latents = open_latents(place).with_image_size(side)
-        if split not in (None, latents.split):
-            raise InputError(f"split={split!r}: {place} holds latents of the split {latents.split!r}; leave it out")
-        return latents
-    entry = CacheEntry(place, cache_dir)
-    source = _recognise(place, split, entry, progress)
+    if isinstance(path, Source):
+        place = source_name(path)
+        entry = CacheEntry(place, cache_dir)
+        source = _own(path, split)
+    else:
+        place = _absolute(path)
+        if holds_latents(place):
+            latents = open_latents(place).with_image_size(side)
+            if split not in (None, latents.split):
+                raise InputError(f"split={split!r}: {place} holds latents of the split {latents.split!r}; leave it out")
+            return latents
+        entry = CacheEntry(place, cache_dir)
+        source = _recognise(place, split, entry, progress)
     signature = digest(source.signature, split or "", on_error)
     table_path = entry.folder / f"items-{digest(split or '')[:8]}-{on_error}.parquet"
-    found = load_cached(table_path, signature)
+    found = load_cached(table_path, signature, summed=verify is True) if source.signature else None
     if found is None:
         found = build_table(
-            place, source.listing(), split=split, on_error=on_error, signature=signature, progress=progress
+            place,
+            source.listing(),
+            split=split,
+            on_error=on_error,
+            signature=signature,
+            progress=progress,
+            verify=verify,
         )
         try:
-            with entry.locked():
-                save_table(table_path, *found)
+            if source.signature:
+                with entry.locked():
+                    save_table(table_path, *found)
         except (InputError, OSError) as error:
             warnings.warn(f"the item table is not kept, every opening will take as long: {error}", stacklevel=2)
     table, info = found
@@ -84,7 +121,8 @@ def open_dataset(
         for file, size, _ in info.containers
         if os.path.dirname(file) == str(entry.folder)
     ]
-    return ImageDataset(table, info, image_size=side, notices=notices)
+    verify = verify is not False
+    return ImageDataset(table, info, image_size=side, notices=notices, verify=verify, source=source.reader)
 
 
 def open_run_dataset(items_parquet: str | os.PathLike[str]) -> ImageDataset:
@@ -131,6 +169,8 @@ def _recognise(path: str, split: str | None, entry: CacheEntry, progress: bool) 
         return _Source(signature, lambda: _archive(path, _compressed_tar(path, kind, entry, progress), split))
     if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
         return _Source(signature, lambda: _zip(path, split, entry, progress))
+    if head[:4] == b"PAR1":
+        return _parquet(path, [path], split)
     if head[:6] == arrays.NPY_MAGIC:
         return _Source(signature, lambda: arrays.list_npy(path))
     if tar.is_tar_header(head):
@@ -152,11 +192,67 @@ def _zip(path: str, split: str | None, entry: CacheEntry, progress: bool) -> Lis
     return _archive(path, listing, split)
 
 
+def _own(source: Source, split: str | None) -> _Source:
+    """What a `Source` says of itself, checked."""
+    name = source_name(source)
+    keys = [str(key) for key in source.keys]
+    if len(set(keys)) != len(keys) or not keys:
+        raise InputError(f"{name}: {'two keys are the same' if keys else 'has no images'}; give every image a name")
+    if split not in (None, "all"):
+        raise InputError(f"split={split!r}: {name} has no splits; leave split out")
+    return _Source(str(getattr(source, "signature", "") or ""), lambda: _listing_of(source, keys, "all"), source)
+
+
+def _listing_of(source: Source, keys: Sequence[str], split: str) -> Listing:
+    """Every image of a source; each is read once, for its length and sum."""
+    name, count = source_name(source), len(keys)
+    labels, captions = getattr(source, "labels", None), getattr(source, "captions", None)
+    if captions is not None and len(captions) != count:
+        raise InputError(f"{name}: has {len(captions):,} captions for {count:,} images")
+    storage = SourceStorage(source, keys, np.arange(count), np.zeros(count, dtype=np.int64))
+    length, sums = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.uint64)
+    for start in range(0, count, _READ_CHUNK):
+        items = np.arange(start, min(start + _READ_CHUNK, count))
+        for item, blob in zip(items.tolist(), storage.read_many(items), strict=True):
+            length[item] = len(blob)
+            sums[item] = native.xxh3(blob) if native.available() else 0
+    return Listing(
+        names=list(keys),
+        length=length,
+        label=None if labels is None else np.asarray(labels).astype(np.int64),
+        classes=[str(name) for name in getattr(source, "classes", ())],
+        caption=captions,
+        split=split,
+        content=digest(sums.tobytes()),
+        all_images=True,
+        source=source,
+        rows=np.arange(count),
+        sums=sums if native.available() else None,
+    )
+
+
+def _parquet(path: str, files: list[str], split: str | None) -> _Source:
+    source, chosen = open_parquet(path, files, split)
+    return _Source(source.signature, lambda: _listing_of(source, source.keys, chosen), source)
+
+
 def _recognise_folder(path: str, split: str | None) -> _Source:
     batches = cifar.list_batch_files(path)
     if batches is not None:
         signature = digest(*(file_signature(os.path.join(path, name)) for name in batches.names))
         return _Source(signature, lambda: cifar.list_cifar(path, batches, split))
+    if shards := webdataset.shard_files(path):
+        signature = digest("shards", *map(file_signature, shards))
+        return _Source(signature, lambda: webdataset.list_shards(path, shards))
+    if files := arrow.arrow_files(path):
+        choose_split(path, (), split)
+        return _Source(digest("arrow", *map(file_signature, files)), lambda: arrow.list_arrow(path, files))
+    if lmdb.is_lmdb(path):
+        choose_split(path, (), split)
+        source = lmdb.LmdbSource(path)
+        return _Source(source.signature, lambda: _listing_of(source, source.keys, "all"), source)
+    if files := parquet_files(path):
+        return _parquet(path, files, split)
     listing = list_folder(path)
     signature = digest(
         "folder",

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from prunefast.data import native
 from prunefast.errors import InputError, MachineError
 
 MERGE_GAP_BYTES = 4096  # a page: reading over it costs less than another system call
@@ -41,6 +42,13 @@ def read_exactly(descriptor: int, count: int, offset: int, what: str) -> bytes:
 def open_for_reading(path: str) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise explain_read_error(error, path) from None
+
+
+def open_folder(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
     except OSError as error:
         raise explain_read_error(error, path) from None
 
@@ -94,7 +102,10 @@ class Storage:
     """The bytes of the items of a table. Holds arrays and paths only, so it pickles; files open when first read.
 
     container int32 [N] (None: item i is the file `root/names[i]`), offset, length, expanded int64 [N] as in `Listing`.
+    sums uint64 [N]: xxh3 of each item's bytes as they lie, which every reading is checked against; None: unknown.
     """
+
+    native = True  # the bytes lie in files as they are: the native module can read them
 
     def __init__(
         self,
@@ -105,6 +116,7 @@ class Storage:
         offset: np.ndarray | None,
         length: np.ndarray,
         expanded: np.ndarray | None,
+        sums: np.ndarray | None = None,
     ):
         self.names = names
         self.root = root
@@ -113,6 +125,7 @@ class Storage:
         self.offset = offset
         self.length = length
         self.expanded = expanded
+        self.sums = sums
         self._open: dict[int, _Descriptor] = {}
         self._lock = threading.Lock()
 
@@ -133,7 +146,8 @@ class Storage:
             return os.path.join(self.root, name)
         return f"{self.containers[int(self.container[item])][0]}: {name}"
 
-    def _descriptor(self, container: int) -> int:
+    def descriptor(self, container: int) -> int:
+        """The open file of that number."""
         held = self._open.get(container)
         if held is None:
             with self._lock:
@@ -162,17 +176,29 @@ class Storage:
             raise InputError(f"{path}: changed since the data set was opened; open it again")
         return data
 
+    def _check(self, item: int, data: bytes) -> bytes:
+        """The bytes, if they are those that the item's sum was made of."""
+        if self.sums is not None and native.xxh3(data) != self.sums[item]:
+            raise InputError(
+                f"{self.describe(item)}: its bytes are not what they were when the data set was first opened (the "
+                "checksum differs): the disk or a copy is damaged; copy it again, or open with verify=False"
+            )
+        return data
+
+    def read_raw(self, item: int) -> bytes:
+        """All bytes of one item as they lie."""
+        if self.container is None:
+            return self._check(item, self._read_file(item))
+        assert self.offset is not None
+        descriptor = self.descriptor(int(self.container[item]))
+        data = read_exactly(descriptor, int(self.length[item]), int(self.offset[item]), self.describe(item))
+        return self._check(item, data)
+
     def read(self, item: int) -> bytes:
         """All bytes of one item, expanded."""
-        if self.container is None:
-            return self._read_file(item)
-        assert self.offset is not None
-        what = self.describe(item)
-        data = read_exactly(
-            self._descriptor(int(self.container[item])), int(self.length[item]), int(self.offset[item]), what
-        )
+        data = self.read_raw(item)
         if self.expanded is not None and self.expanded[item] >= 0:
-            return inflate(data, int(self.expanded[item]), what)
+            return inflate(data, int(self.expanded[item]), self.describe(item))
         return data
 
     def head(self, item: int, limit: int) -> bytes:
@@ -182,7 +208,7 @@ class Storage:
         assert self.offset is not None
         count = min(int(self.length[item]), limit)
         data = read_exactly(
-            self._descriptor(int(self.container[item])), count, int(self.offset[item]), self.describe(item)
+            self.descriptor(int(self.container[item])), count, int(self.offset[item]), self.describe(item)
         )
         if self.expanded is not None and self.expanded[item] >= 0:
             return inflate_head(data, limit)
@@ -191,7 +217,7 @@ class Storage:
     def read_many(self, items: np.ndarray) -> list[bytes]:
         """Bytes of several items, in the order asked for; neighbours in one file are read together."""
         if self.container is None:
-            return [self._read_file(item) for item in items.tolist()]
+            return [self.read(item) for item in items.tolist()]
         if len(items) < 2:
             return [self.read(item) for item in items.tolist()]
         assert self.offset is not None
@@ -207,7 +233,7 @@ class Storage:
         places, offsets, lengths = order.tolist(), offset.tolist(), length.tolist()
         expanded = None if self.expanded is None else self.expanded[items].tolist()
         for first, last in pairwise(starts):
-            descriptor = self._descriptor(int(container[first]))
+            descriptor = self.descriptor(int(container[first]))
             row = first
             while row < last:
                 base = offsets[row]
@@ -218,41 +244,10 @@ class Storage:
                 block = read_exactly(descriptor, reach - base, base, self.describe(int(items[places[row]])))
                 for k in range(row, stop):
                     begin = offsets[k] - base
-                    data = block[begin : begin + lengths[k]]
                     place = places[k]
+                    data = self._check(int(items[place]), block[begin : begin + lengths[k]])
                     if expanded is not None and expanded[place] >= 0:
                         data = inflate(data, expanded[place], self.describe(int(items[place])))
                     out[place] = data
                 row = stop
         return out
-
-    def read_rows(self, items: np.ndarray, out: np.ndarray) -> None:
-        """Items of one length into the rows of `out` uint8 [n, length], C order; runs that follow each other are read
-        at once.
-        """
-        assert self.container is not None
-        assert self.offset is not None
-        length = out.shape[1]
-        container, offset = self.container[items], self.offset[items]
-        breaks = (container[1:] != container[:-1]) | (offset[1:] != offset[:-1] + length)
-        starts = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(items)]
-        rows = out.reshape(-1).data
-        for first, last in pairwise(starts):
-            if first == last:
-                continue
-            position = int(offset[first])
-            target = rows[first * length : last * length]
-            descriptor = self._descriptor(int(container[first]))
-            while len(target):
-                try:
-                    count = os.preadv(descriptor, [target], position)
-                except OSError as error:
-                    raise MachineError(
-                        f"{self.describe(int(items[first]))}: cannot be read ({error.strerror})"
-                    ) from None
-                if not count:
-                    raise InputError(
-                        f"{self.describe(int(items[first]))}: ends before its data does; open the data set again"
-                    )
-                position += count
-                target = target[count:]

@@ -1,8 +1,9 @@
 """The item table: one row an image with its place and size, built once from a listing and kept as parquet.
 
-Columns: key (string), label (int64 or null), container (dictionary of paths, null: the file root/key), offset, length
-(int64, bytes as they lie), width, height (int32, as the image comes out), expanded (int64 or null: size after raw
-deflate). JSON under the key "prunefast" of the file's metadata holds what is true of all rows, `TableInfo`.
+Columns: key (string), label (int64 or null), container (dictionary of paths, null: the file root/key), offset (of a
+`Source`: its number there), length (int64, bytes as they lie), width, height (int32, as the image comes out), expanded
+(int64 or null: size after raw deflate), sum (uint64 or null: xxh3 of the bytes as they lie), caption (string or null).
+JSON under the key "prunefast" of the file's metadata holds what is true of all rows, `TableInfo`.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prunefast.data import decode
+from prunefast.data import decode, native
 from prunefast.data.cache import digest
 from prunefast.data.listing import (
     IMAGE_SUFFIXES,
@@ -31,16 +32,22 @@ from prunefast.data.listing import (
     splits_of,
     wrapping_folder,
 )
+from prunefast.data.records import OTHER, READ, RecordReader
+from prunefast.data.source import Source, SourceStorage
 from prunefast.data.storage import MAX_ITEM_BYTES, Storage
+from prunefast.data.webdataset import with_side_files
 from prunefast.errors import InputError, PrunefastError
 from prunefast.files import atomic_path
 from prunefast.progress import progress as show_progress
 
-FORMAT_VERSION = 1  # of the table and of the rules that fill it; a table of another version is built again
+FORMAT_VERSION = 2  # of the table and of the rules that fill it; a table of another version is built again
+FINGERPRINT_VERSION = 1  # of what a fingerprint is made of: coresets belong to it
 METADATA_KEY = b"prunefast"
 DIGEST_KEY = b"prunefast-digest"  # parquet checks its pages, not its metadata
 FIX = "replace or delete it, or open with on_error='skip' (--on-error skip)"
 _CHUNK = 256  # images a task looks at: tasks stay short, their overhead small
+_SUM_CHUNK = 4096  # records summed in a native call: a second at most, so that Ctrl-C is heard
+AUTO_SUM_BYTES = 4 << 30  # up to here every record is read and summed unasked: seconds, where a header a record is read
 
 SCHEMA = pa.schema(
     [
@@ -52,6 +59,8 @@ SCHEMA = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("expanded", pa.int64()),
+        ("sum", pa.uint64()),
+        ("caption", pa.string()),
     ]
 )
 
@@ -86,13 +95,24 @@ def worker_count(threads: int | None) -> int:
 
 
 def build_table(
-    source: str, listing: Listing, *, split: str | None, on_error: str, signature: str, progress: bool
+    source: str,
+    listing: Listing,
+    *,
+    split: str | None,
+    on_error: str,
+    signature: str,
+    progress: bool,
+    verify: bool | None = None,
 ) -> tuple[pa.Table, TableInfo]:
-    """Apply the rules for splits, labels and keys, look at every image's header, and make the table.
+    """Apply the rules for splits, labels and keys, look at every image's header, and make the table, with sums where
+    `verify` asks for them (None: where all records together have at most `AUTO_SUM_BYTES`).
 
     With on_error="skip" every image is decoded in full, so that `skipped` is complete and later reads do not fail.
     """
-    if listing.layout == "encoded":
+    if listing.all_images:
+        classes, chosen, skipped = _named_classes(source, listing), listing.split or "all", []
+        width, height, broken = _measure(source, listing, on_error, progress)
+    elif listing.layout == "encoded":
         listing, classes, chosen, skipped = _arrange(source, listing, split, on_error)
         width, height, broken = _measure(source, listing, on_error, progress)
     else:
@@ -120,7 +140,12 @@ def build_table(
         on_error=on_error,
         signature=signature,
     )
-    return _to_arrow(listing, width, height), info
+    sums = listing.sums
+    if verify is False or not native.available():
+        sums = None
+    elif sums is None and (verify or listing.length.sum() <= AUTO_SUM_BYTES):
+        sums = _sums(source, listing, info.containers, progress)
+    return _to_arrow(listing, width, height, sums), info
 
 
 def container_state(path: str) -> tuple[str, int, int]:
@@ -138,6 +163,8 @@ def _arrange(
         other = sorted({os.path.splitext(name)[1] for name in listing.names} - {""})[:5]
         found = f" (but {', '.join(other)})" if other else ""
         raise InputError(f"{source}: {what}{found}; images are files named {' '.join(sorted(IMAGE_SUFFIXES))}")
+    if len(images) < len(listing):
+        listing = with_side_files(source, listing, [container_state(path) for path in listing.containers])
     if len(images) < len(listing):
         listing = listing.take(images)
     if prefix := wrapping_folder(listing.names):
@@ -168,11 +195,29 @@ def _arrange(
         listing.label, classes = labels_from_file(
             f"{source}: {prefix}{LABEL_FILE}", content, listing.names, chosen == "all" or not splits
         )
+    elif listing.label is not None:
+        classes = listing.classes
     else:
         labels, classes, outside = labels_from_names(source, listing.names, chosen)
         listing.label = labels
         drop(outside, "lies beside the class folders, not in one; move it")
     return listing, classes, chosen, skipped
+
+
+def _named_classes(source: str, listing: Listing) -> list[str]:
+    """The class names of a listing that has its own labels: those it gives, else the numbers. Labels are checked."""
+    if listing.label is None:
+        return []
+    if len(listing.label) != len(listing):
+        raise InputError(f"{source}: has {len(listing.label):,} labels for {len(listing):,} images")
+    low, high = (int(listing.label.min()), int(listing.label.max())) if len(listing) else (0, -1)
+    classes = listing.classes or [str(k) for k in range(high + 1)]
+    if low < -1 or high >= len(classes) or high >= 1 << 16:
+        raise InputError(f"{source}: labels go from {low} to {high}; there are {len(classes)} classes, from 0 on")
+    if high < 0:
+        listing.label = None
+        return []
+    return list(classes)
 
 
 def _is_utf8(name: str) -> bool:
@@ -298,7 +343,28 @@ def _header(storage: Storage, row: int, whole: bool) -> decode.Header:
             limit *= 16
 
 
+def _sums(source: str, listing: Listing, containers: list[tuple[str, int, int]], progress: bool) -> np.ndarray:
+    """xxh3 of every record, uint64 [N]."""
+    count = len(listing)
+    storage = storage_of(listing.names, listing.root, containers, listing)
+    reader, sums = RecordReader(storage), np.empty(count, dtype=np.uint64)
+    threads = worker_count(None)
+    with show_progress(f"summing {os.path.basename(source) or source}", count, "img", silent=not progress) as bar:
+        for start in range(0, count, _SUM_CHUNK):
+            items = np.arange(start, min(start + _SUM_CHUNK, count))
+            status = np.full(len(items), OTHER)
+            if storage.native:
+                sums[items], status = reader.sums(items, threads)
+            for item in items[status != READ].tolist():  # the general way reads it after all, or says what is wrong
+                sums[item] = native.xxh3(storage.read_raw(item))
+            bar.advance(len(items))
+    return sums
+
+
 def storage_of(names: Sequence[str], root: str, containers: list[tuple[str, int, int]], columns: Listing) -> Storage:
+    if columns.source is not None:
+        assert columns.rows is not None
+        return SourceStorage(columns.source, names, columns.rows, columns.length)
     return Storage(names, root, containers, columns.container, columns.offset, columns.length, columns.expanded)
 
 
@@ -310,7 +376,7 @@ def _fingerprint(listing: Listing, classes: list[str]) -> str:
     times = b"" if listing.mtime_ns is None else listing.mtime_ns.tobytes()
     labels = b"" if listing.label is None else listing.label.tobytes()
     return digest(
-        f"prunefast-{FORMAT_VERSION}-{listing.layout}",
+        f"prunefast-{FINGERPRINT_VERSION}-{listing.layout}",
         "\0".join(listing.names),
         "\0".join(classes),
         labels,
@@ -320,7 +386,7 @@ def _fingerprint(listing: Listing, classes: list[str]) -> str:
     )
 
 
-def _to_arrow(listing: Listing, width: np.ndarray, height: np.ndarray) -> pa.Table:
+def _to_arrow(listing: Listing, width: np.ndarray, height: np.ndarray, sums: np.ndarray | None) -> pa.Table:
     count = len(listing)
 
     def column(values: np.ndarray | None, kind: pa.DataType, null: np.ndarray | None = None) -> pa.Array:
@@ -337,13 +403,19 @@ def _to_arrow(listing: Listing, width: np.ndarray, height: np.ndarray) -> pa.Tab
         pa.array(listing.names, pa.string()),
         column(listing.label, pa.int64()),
         container,
-        pa.array(listing.offset if listing.offset is not None else np.zeros(count, dtype=np.int64)),
+        pa.array(_first_given(listing.offset, listing.rows, np.zeros(count, dtype=np.int64))),
         pa.array(listing.length),
         pa.array(width),
         pa.array(height),
         column(expanded, pa.int64(), None if expanded is None else expanded < 0),
+        column(sums, pa.uint64()),
+        pa.nulls(count, pa.string()) if listing.caption is None else pa.array(listing.caption, pa.string()),
     ]
     return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def _first_given(*arrays: np.ndarray | None) -> np.ndarray:
+    return next(array for array in arrays if array is not None)
 
 
 def save_table(path: str | os.PathLike[str], table: pa.Table, info: TableInfo) -> None:
@@ -382,17 +454,26 @@ def load_table(path: str | os.PathLike[str]) -> tuple[pa.Table, TableInfo]:
     return table, info
 
 
-def load_cached(path: Path, signature: str) -> tuple[pa.Table, TableInfo] | None:
-    """The table at `path` if it is whole, of this state of the source, and the files it points to are as they were."""
+def load_cached(path: Path, signature: str, summed: bool = False) -> tuple[pa.Table, TableInfo] | None:
+    """The table at `path` if it is whole, of this state of the source, and the files it points to are as they were;
+    with `summed`, if it has sums.
+    """
     with contextlib.suppress(InputError, OSError):
         table, info = load_table(path)
+        if summed and table["sum"].null_count:
+            return None
         if info.signature == signature and all(container_state(c[0]) == tuple(c) for c in info.containers):
             return table, info
     return None
 
 
-def storage_of_table(table: pa.Table, info: TableInfo, keys: Sequence[str]) -> Storage:
-    """Reading by the places a table gives."""
+def storage_of_table(
+    table: pa.Table, info: TableInfo, keys: Sequence[str], verify: bool = True, source: Source | None = None
+) -> Storage:
+    """Reading by the places a table gives, or from a source; with `verify`, checked against the sums it may have."""
+    sums = table["sum"].to_numpy() if verify and native.available() and not table["sum"].null_count else None
+    if source is not None:
+        return SourceStorage(source, keys, table["offset"].to_numpy(), table["length"].to_numpy(), sums)
     container = None
     if info.containers:
         column = _one_chunk(table["container"])
@@ -410,6 +491,7 @@ def storage_of_table(table: pa.Table, info: TableInfo, keys: Sequence[str]) -> S
         table["offset"].to_numpy(),
         table["length"].to_numpy(),
         expanded,
+        sums,
     )
 
 
@@ -421,26 +503,26 @@ class Keys(Sequence[str]):
     """The keys of a table, as a sequence of str that makes strings only when asked for."""
 
     def __init__(self, column: pa.ChunkedArray):
-        self._column = _one_chunk(column)
+        self.column = _one_chunk(column)
 
     def __len__(self) -> int:
-        return len(self._column)
+        return len(self.column)
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         if isinstance(index, slice):
-            return self._column.take(pa.array(range(*index.indices(len(self))), pa.int64())).to_pylist()
+            return self.column.take(pa.array(range(*index.indices(len(self))), pa.int64())).to_pylist()
         index = int(index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"key {index} of {len(self)}")
-        return self._column[index].as_py()
+        return self.column[index].as_py()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._column.to_pylist())
+        return iter(self.column.to_pylist())
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Keys):
-            return self._column.equals(other._column)
-        return isinstance(other, Sequence) and not isinstance(other, str) and self._column.to_pylist() == list(other)
+            return self.column.equals(other.column)
+        return isinstance(other, Sequence) and not isinstance(other, str) and self.column.to_pylist() == list(other)
 
     def __hash__(self) -> int:
         return hash((len(self), self[0] if len(self) else None))

@@ -1,5 +1,6 @@
 """Diffusion: processes, parameterisations, weightings, the loss, patches and the samplers."""
 
+from prunefast.diffusion.groups import GroupedDenoiser, TimestepGroups, budgets, equal_snr, equal_times
 from prunefast.diffusion.loss import DenoisingLoss
 from prunefast.diffusion.masking import TokenMasking
 from prunefast.diffusion.parameterisation import PREDICTIONS, target_coefficients, to_noise, to_x0
@@ -21,16 +22,21 @@ __all__ = [
     "DenoisingLoss",
     "EDMWeighting",
     "Flow",
+    "GroupedDenoiser",
     "HybridLoss",
     "MinSNR",
     "Patch",
     "PatchSchedule",
     "Process",
+    "TimestepGroups",
     "TokenMasking",
     "Uniform",
     "Weighting",
+    "budgets",
     "ddim",
     "ddpm",
+    "equal_snr",
+    "equal_times",
     "euler",
     "heun",
     "heun_times",

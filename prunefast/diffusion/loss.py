@@ -89,6 +89,21 @@ class DenoisingLoss(nn.Module):
         """
         return self._evaluate(pred, x0, noise, t, labels, sample_weight, flip=flip, boxes=boxes)[0]
 
+    def with_errors(
+        self,
+        pred: Tensor,
+        x0: Tensor,
+        noise: "Tensor | tuple[int, Tensor]",
+        t: Tensor,
+        labels: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+        *,
+        flip: Tensor | None = None,
+        boxes: Boxes | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(the loss as `forward` gives it, the unweighted errors float32 [B]) in one pass."""
+        return self._evaluate(pred, x0, noise, t, labels, sample_weight, flip=flip, boxes=boxes)
+
     def per_sample(
         self,
         pred: Tensor,

@@ -21,7 +21,7 @@ sampler    what                                                                 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,6 +35,9 @@ from prunefast.diffusion.variational import learned_log_variance
 from prunefast.errors import InputError, InputTypeError
 from prunefast.ops.philox import Stream
 from prunefast.progress import progress as show_progress
+
+if TYPE_CHECKING:
+    from prunefast.diffusion.groups import GroupedDenoiser
 
 Denoise = Callable[[Tensor, float], Tensor]
 Noise = Callable[[int], Tensor]
@@ -303,7 +306,7 @@ SAMPLERS: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
 
 
 def sample_images(
-    denoiser: Denoiser,
+    denoiser: "Denoiser | GroupedDenoiser",
     positions: Any,
     *,
     image_size: int,

@@ -73,11 +73,12 @@ class DiTBlock(nn.Module):
         return torch.addcmul(x, gate2[:, None], self.dropout(self.mlp2(hidden)))
 
     def _attention(self, x: Tensor) -> Tensor:
-        batch, tokens, width = x.shape
-        split = self.query_key_value(x).view(batch, tokens, 3, self.heads, width // self.heads)
+        batch, tokens, _ = x.shape
+        inner = self.project.in_features  # the width of x, or less of a pruned network
+        split = self.query_key_value(x).view(batch, tokens, 3, self.heads, inner // self.heads)
         query, key, value = split.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value)
-        return self.project(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        return self.project(mixed.transpose(1, 2).reshape(batch, tokens, inner))
 
 
 class DiT(nn.Module):

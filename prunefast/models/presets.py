@@ -10,6 +10,7 @@ from prunefast.models.dit import DiT
 from prunefast.models.edm_unet import EDMUNet
 from prunefast.models.masked_dit import MaskedDiT
 from prunefast.models.unet import UNet, check_size
+from prunefast.models.widths import set_widths
 
 # name -> (kind, the arguments of its class). Changing a preset leaves old checkpoints alone: `config` stores every
 # argument.
@@ -123,7 +124,8 @@ def build_model(
         channels: of the images.
         num_classes: None: unconditional. Otherwise labels are 0 ... num_classes, the last being the null class.
         dropout: None: the preset's.
-        overrides: arguments of `UNet`, `EDMUNet`, `DiT` or `MaskedDiT` by name, in place of the preset's.
+        overrides: arguments of `UNet`, `EDMUNet`, `DiT` or `MaskedDiT` by name, in place of the preset's; and `widths`,
+            the inner widths of blocks of a pruned network (`prunefast.models.widths`).
 
     `model.config` holds all of this, resolved, ready for JSON. The weights come from torch's global generator: call
     torch.manual_seed, or fork it, before.
@@ -139,6 +141,7 @@ def build_model(
     if name not in PRESETS:
         raise InputError(f"model '{name}' is not one of {', '.join(PRESETS)}, or diffusers:FOLDER")
     kind, preset = PRESETS[name]
+    widths = dict(overrides.pop("widths", None) or {})
     arguments = {**_FURTHER[kind], **preset}
     for override, value in overrides.items():
         if override not in arguments:
@@ -168,6 +171,9 @@ def build_model(
         "num_classes": num_classes,
         **arguments,
     }
+    if widths:
+        set_widths(model, widths)
+        model.config["widths"] = widths
     return model
 
 

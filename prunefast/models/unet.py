@@ -77,10 +77,11 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         pixels = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)  # a view of channels_last
-        split = self.query_key_value(pixels).view(batch, height * width, 3, self.heads, channels // self.heads)
+        inner = self.project.in_features  # `channels`, or less of a pruned network
+        split = self.query_key_value(pixels).view(batch, height * width, 3, self.heads, inner // self.heads)
         query, key, value = split.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value)
-        mixed = self.project(mixed.transpose(1, 2).reshape(batch, height * width, channels))
+        mixed = self.project(mixed.transpose(1, 2).reshape(batch, height * width, inner))
         return x + mixed.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 

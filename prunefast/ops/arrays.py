@@ -56,18 +56,22 @@ def like(value: Any, tensor: torch.Tensor) -> Any:
     return tensor if isinstance(value, torch.Tensor) else tensor.numpy()
 
 
-def check_matrix(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Float32 [rows, columns] with finite values; integers and other floats are converted."""
+def check_matrix(name: str, tensor: torch.Tensor, *, read: bool = True) -> torch.Tensor:
+    """Float32 [rows, columns] with finite values; integers and other floats are converted.
+
+    read=False looks at no value: for operators that must not wait for a device, or that refuse such values themselves.
+    """
     if tensor.ndim != 2:
         raise InputError(f"{name}: shape [rows, columns] is needed, not {list(tensor.shape)}")
     if tensor.shape[1] == 0:
         raise InputError(f"{name}: it has no columns (shape {list(tensor.shape)})")
     if tensor.dtype.is_complex or tensor.dtype == torch.bool:
         raise InputTypeError(f"{name}: real numbers are needed, not {tensor.dtype}")
-    check_finite(name, tensor)
+    if read:
+        check_finite(name, tensor)
     if tensor.dtype != torch.float32:
         converted = tensor.to(torch.float32)
-        if tensor.dtype == torch.float64:
+        if read and tensor.dtype == torch.float64:
             check_finite(name, converted, "does not fit float32")
         return converted
     return tensor

@@ -11,8 +11,6 @@ from prunefast.ops.arrays import SEED_LIMIT, as_tensor, check_integer, check_mat
 from prunefast.ops.topk import _topk, _unit_rows
 
 INITS = ("k-means++", "random")
-_CHUNK_VALUES = 1 << 21  # rows that are assigned and then summed while the caches still hold them: 8 MB
-_PACKING_ROWS = 4  # rows a centroid in such a part, at least: the centroids are packed once a part
 
 
 class KMeans(NamedTuple):
@@ -71,21 +69,12 @@ def _assign(
     data: torch.Tensor, centroids: torch.Tensor, summed: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Labels, squared distances and, on a CPU and where wanted, the sums of the clusters in the same read of `data`."""
-    if data.device.type != "cpu":
+    if data.device.type != "cpu" or not summed:
         index, distance = _topk(data, centroids, 1, False, True, False)
         return index[:, 0], distance[:, 0], None
-    rows, k = data.shape[0], centroids.shape[0]
-    labels, distance = torch.empty(rows, dtype=torch.int64), torch.empty(rows, dtype=torch.float32)
-    sums = torch.zeros((k, data.shape[1]), dtype=torch.float64)
-    counts = torch.zeros(k, dtype=torch.int64)
-    step = max(_PACKING_ROWS * k, _CHUNK_VALUES // data.shape[1])
-    for start in range(0, rows, step):
-        part = slice(start, start + step)
-        index, squared = _topk(data[part], centroids, 1, False, True, False)
-        labels[part], distance[part] = index[:, 0], squared[:, 0]
-        if summed:
-            native.class_sums(data[part], labels[part], k, (sums, counts))
-    return labels, distance, sums if summed else None
+    sums = torch.zeros(centroids.shape, dtype=torch.float64)
+    labels, distance = native.nearest_sums(data, centroids, sums, torch.zeros(len(centroids), dtype=torch.int64))
+    return labels, distance, sums
 
 
 def _update(

@@ -35,12 +35,26 @@ def philox(kind: int, out: torch.Tensor, seed: int, position: torch.Tensor, stre
 def topk(
     x: torch.Tensor, y: torch.Tensor, k: int, inner: bool, certify: bool, exclude_self: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """`y` must be finite; a value of `x` that is not is an InputError."""
+    return _topk(x, y, k, inner, certify, exclude_self, None)
+
+
+def nearest_sums(
+    x: torch.Tensor, y: torch.Tensor, sums: torch.Tensor, counts: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The nearest row of `y` [k, columns] and its squared distance, both [rows]; in the same read of `x` its rows are
+    added to float64 `sums` [k, columns] and int64 `counts` [k] of their nearest, in their order."""
+    index, distance = _topk(x, y, 1, False, True, False, (sums, counts))
+    return index[:, 0], distance[:, 0]
+
+
+def _topk(x, y, k, inner, certify, exclude_self, onto) -> tuple[torch.Tensor, torch.Tensor]:
     x, y = unit_rows(x), unit_rows(y)
     index = torch.empty((x.shape[0], k), dtype=torch.int64)
     distance = torch.empty((x.shape[0], k), dtype=torch.float32)
     sizes = (x.shape[0], y.shape[0], x.shape[1], x.stride(0), y.stride(0))
-    outputs = (index.data_ptr(), distance.data_ptr())
-    _native.topk(x.data_ptr(), y.data_ptr(), *sizes, k, inner, certify, exclude_self, *outputs, threads())
+    outputs = [address(tensor) for tensor in (index, distance, *(onto or (None, None)))]
+    _call(_native.topk, x.data_ptr(), y.data_ptr(), *sizes, k, inner, certify, exclude_self, *outputs, threads())
     return index, distance
 
 
@@ -178,7 +192,7 @@ def _norm_sizes(x: torch.Tensor, groups: int, silu: bool, eps: float) -> tuple:
 
 
 def _call(function, *arguments) -> None:
-    """The core refuses labels and boxes out of range, which only it reads."""
+    """The core refuses labels and boxes out of range and values that are not finite, where only it reads them."""
     try:
         function(*arguments)
     except ValueError as error:

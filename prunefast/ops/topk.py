@@ -45,7 +45,10 @@ def _checked_topk(x, y, k, metric, certify, exclude_self) -> tuple[torch.Tensor,
         raise InputError(f"metric: {metric!r} is not one of {', '.join(METRICS)}")
     a, b = as_tensor("x", x), as_tensor("y", y)
     check_same_device("y", b, a.device)
-    a, b = check_matrix("x", a), check_matrix("y", b)
+    on_cpu = a.device.type == "cpu"  # a GPU is not waited for; a row with NaN gets some index in range there
+    # the core refuses float32 rows of x that are not finite while it reads them
+    a = check_matrix("x", a, read=on_cpu and a.dtype != torch.float32)
+    b = check_matrix("y", b, read=on_cpu)
     if a.shape[1] != b.shape[1]:
         raise InputError(f"y: {b.shape[1]} columns where x has {a.shape[1]}")
     if b.shape[0] == 0:
@@ -112,7 +115,7 @@ def _rescore(block, wide_y, candidate, k, inner, own_start) -> tuple[torch.Tenso
 def _topk_cuda(
     x: torch.Tensor, y: torch.Tensor, k: int, inner: bool, certify: bool, exclude_self: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Triton where it is installed. k = 1 never waits for the device; else rows left unproven are counted, once."""
+    """Triton where it is installed; it never waits for the device."""
     if not triton_is_live() or y.shape[0] >= 1 << 31:
         return _topk_portable(x, y, k, inner, certify, exclude_self)
     x, y = native.unit_rows(x), native.unit_rows(y)
@@ -123,23 +126,7 @@ def _topk_cuda(
             return nearest(x, y, inner, certify, exclude_self)
         from prunefast.kernels.topk import topk as select
 
-        index, distance, unproven = select(x, y, k, inner, certify, exclude_self)
-    return _finish(x, y, index, distance, unproven, inner, exclude_self)
-
-
-def _finish(x, y, index, distance, unproven, inner, exclude_self) -> tuple[torch.Tensor, torch.Tensor]:
-    """The unproven rows again, in float64; without themselves if asked: one neighbour more is found, and left out."""
-    rows = torch.nonzero(unproven).flatten()
-    if len(rows):
-        k = index.shape[1]
-        again, value = _topk_portable(x[rows], y, min(k + exclude_self, y.shape[0]), inner, True, False)
-        if exclude_self:
-            own = again == rows[:, None]
-            last = torch.arange(again.shape[1], device=own.device) == again.shape[1] - 1
-            own |= last & ~own.any(1, keepdim=True)
-            again, value = again[~own].reshape(-1, k), value[~own].reshape(-1, k)
-        index[rows], distance[rows] = again, value
-    return index, distance
+        return select(x, y, k, inner, certify, exclude_self)
 
 
 def _topk_fake(x, y, k, inner, certify, exclude_self):

@@ -125,6 +125,8 @@ def reweight(
     for key, given in {**other_losses, "learn_sigma": config.learn_sigma}.items():
         if given:
             raise InputError(f"{key}: the proxy's losses are of whole images and one prediction; leave it out")
+    if config.dynamic_prune is not None:
+        raise InputError("dynamic_prune: the proxy draws its images its own way; leave it out of its config")
     data, coreset = open_inputs(config, data, coreset)
     plan = make_plan(config, data, coreset)
     grouping = _grouping(groups, data, coreset)
@@ -134,7 +136,8 @@ def reweight(
     _check_ranks(config, made, world)
     facts = {**dataclasses.asdict(made), "reference": network.digest, "groups": grouping.digest()}
     del facts["micro_batch"]  # any cut of the batch gives the same weights
-    plan = dataclasses.replace(plan, recipe={**plan.recipe, "reweight": facts})
+    own = {f"reweight.{name}": value for name, value in facts.items()}
+    plan = dataclasses.replace(plan, recipe={**plan.recipe, **own})
     make_run = functools.partial(_ReweightRun, reference=network, options=made, grouping=grouping)
     run = RunFolder(config.out)
     state = _train_on_every_rank(plan, run.reweight, make_run, progress, world)
@@ -382,21 +385,23 @@ class _ReweightRun(_Run):
             _note(self.history, 0, self.ascent.state())
         super().__init__(plan, dataclasses.replace(parts, loader=batches), folder, found)  # type: ignore[arg-type]
 
-    def _errors(self, batch: Batch) -> _Errors:
-        seed_generators(self.device, derived_seed("step", self.config.seed, int(batch.position[0])))
+    def _errors(self, number: int, batch: Batch) -> _Errors:
+        """Of micro-batch `number` of this step; dropout follows from the position of its first image."""
+        first = self.images + number * len(batch) * self.world.size + self.world.rank
+        seed_generators(self.device, derived_seed("step", self.config.seed, first))
         self.excess_loss.groups = self.group_of_item[batch.index]
         return self.parts.step(batch)  # type: ignore[return-value]  # what _ExcessLoss gives
 
     def _one_step(self, batches: Any) -> None:
         alone = len(batches) == 1
         with torch.set_grad_enabled(alone):
-            errors = [self._errors(batch) for batch in batches]
+            errors = [self._errors(number, batch) for number, batch in enumerate(batches)]
         sums = sum(torch.stack((part.excess.double(), part.images.double())) for part in errors)
         excess, count = distributed.sum_blocks(sums[None], self.world.size)  # type: ignore[index]
         factor = (self.ascent.update(excess, count) / self.shares).float()
         total = torch.zeros((), device=self.device)
-        for batch, part in zip(batches, errors, strict=True):
-            fresh = part if alone else self._errors(batch)
+        for number, (batch, part) in enumerate(zip(batches, errors, strict=True)):
+            fresh = part if alone else self._errors(number, batch)
             weight = fresh.weight * factor[self.group_of_item[batch.index]]
             loss = (weight * fresh.per_sample).sum() / self.config.batch_size
             loss.backward()

@@ -69,6 +69,7 @@ def select(
     per_class: bool = False,
     must_keep: Any = None,
     must_drop: Any = None,
+    groups: Any = None,
     seed: int = 0,
     **options: Any,
 ) -> Coreset:
@@ -87,6 +88,8 @@ def select(
                class wherever there are labels.
     must_keep, must_drop   indices or masks that override the method within the budget. A class with more forced images
                than its quota keeps them all, and the others give up places one by one (`budget.proportional`).
+    groups     [N], `Deduplication.groups`, for `Coreset.groups`; with must_drop=found.dropped the selection starts from
+               what a deduplication kept
     seed       of "random", of k-means and of pick="random"
 
     Raises InputError for a budget that cannot be met exactly and for bad arguments, before any work.
@@ -118,14 +121,15 @@ def select(
             best = choice.scores.max() if total else float("nan")
             raise InputError(f"threshold: no image scores {threshold:g} or more (the highest is {best:g}); lower it")
     else:
-        groups, quota = _quotas(choice, labels if per_class else None, n or 0, kept_mask, dropped_mask)
-        indices = budget.top_of_groups(choice.scores, groups, quota, kept_mask, dropped_mask)
+        parts, quota = _quotas(choice, labels if per_class else None, n or 0, kept_mask, dropped_mask)
+        indices = budget.top_of_groups(choice.scores, parts, quota, kept_mask, dropped_mask)
 
     return Coreset.from_indices(
         data,
         indices,
         scores=choice.scores,
         clusters=choice.clusters,
+        groups=groups,
         manifest={
             "method": name,
             "options": _recorded(made, choice),

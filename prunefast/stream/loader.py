@@ -3,15 +3,17 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from prunefast.data.buffers import Buffers
 from prunefast.data.dataset import ImageDataset
 from prunefast.data.table import worker_count
 from prunefast.errors import InputError
 from prunefast.stream.draw import PLACES, Place, WeightedOrder, draw_fingerprint, make_draw
+from prunefast.stream.dynamic import DynamicPruning
 from prunefast.stream.order import (
     MAX_SEED,
     CoresetLike,
@@ -22,7 +24,9 @@ from prunefast.stream.order import (
     position_of,
     state_of,
 )
+from prunefast.stream.pack import pack
 from prunefast.stream.placement import Placement, choose_placement
+from prunefast.stream.replacement import Replaced, Replacements
 
 _LOAD_BATCH = 256  # images decoded at a time into the resident tensor
 
@@ -68,12 +72,20 @@ class CoresetLoader:
     device       of the batches; default the CPU
     placement    "device" or "memory": the coreset is decoded once, at the first iteration, into one uint8 tensor there.
                  "disk": each batch is read and decoded when its turn comes, ahead of the training loop.
+                 "pack": like "disk", but from a file of decoded pixels, made at the first iteration of any loader of
+                 these images (`prunefast.stream.pack`). Not chosen by "auto": it writes 3 R^2 bytes an image.
                  "auto": the first that fits; `.placement` and `.placement_reason` tell.
+    on_error     "raise": an image that cannot be read ends the iteration with an InputError that names it. "replace":
+                 another of its class is shown in its place, the same on all ranks, with a warning; `.replaced` lists
+                 them. An error all the same from 1 % of the coreset (and 10 images) on.
     memory_budget_bytes   what "auto" may use; default 20 % of free device memory, 50 % of free main memory
     class_weights   what each class counts for, [C] summing to 1 or `ClassWeights`; None: each image counts the same
     class_weights_in   "loss": `Batch.weight` carries weight_c / p_c (p_c: share of class c in the coreset). "sampler":
                        classes are drawn by weight. Both have the same expected loss (`prunefast.stream.draw`)
     groups       with class_weights: integers [N], the class of every image of `data`; default `data.labels`
+
+    pruning      leaves images out of every epoch by what was observed of them (`prunefast.stream.dynamic`); its state
+                 is saved beside this one's. Without an end, in one process; from "disk" nothing is read ahead
 
     The order depends on (seed, position) alone. `state_dict` counts images handed to the training loop, so that saving
     it there and loading it into a new loader goes on with the very next image, whatever was read ahead.
@@ -96,10 +108,12 @@ class CoresetLoader:
         threads: int | None = None,
         device: torch.device | str | None = None,
         placement: Placement = "auto",
+        on_error: Literal["raise", "replace"] = "raise",
         memory_budget_bytes: int | None = None,
         class_weights: Any = None,
         class_weights_in: Place = "loss",
         groups: Any = None,
+        pruning: DynamicPruning | None = None,
     ):
         self.batch_size = check_whole("batch_size", batch_size, 1)
         self._multiplier = multiplier
@@ -120,6 +134,9 @@ class CoresetLoader:
         self._data = data
         self._fingerprint = str(coreset.fingerprint)
         self._order = EpochOrder(len(self._indices), self.seed, bool(shuffle))
+        self._pruning = pruning
+        if pruning is not None and (epochs is not None or world_size != 1 or not shuffle or start):
+            raise InputError("pruning: goes with epochs=None, shuffle=True, start=0 and one process only")
         self._position = Position(len(self._indices), epochs, start, rank, world_size)
         labels = np.full(len(self._indices), -1) if data.labels is None else data.labels[self._indices]
         weights = getattr(coreset, "weights", None)
@@ -132,6 +149,8 @@ class CoresetLoader:
             draw = make_draw(class_weights, data.labels if groups is None else groups, self._indices)
             if class_weights_in == "loss":
                 weights = weights * draw.image_factors()
+            elif pruning is not None:
+                raise InputError('pruning: chooses the images itself; leave class_weights_in at "loss"')
             else:
                 self._order = WeightedOrder(draw, self.seed, bool(shuffle))
                 self._fingerprint = draw_fingerprint(self._fingerprint, draw)
@@ -141,11 +160,16 @@ class CoresetLoader:
         needed = len(self._indices) * math.prod(data.row_shape) * data.row_dtype.itemsize
         self.placement, self.placement_reason = choose_placement(placement, needed, self.device, memory_budget_bytes)
         self._resident: torch.Tensor | None = None
+        self._packed: ImageDataset | None = None
+        self._buffers = Buffers()
+        if on_error not in ("raise", "replace"):
+            raise InputError(f"on_error={on_error!r}: choose 'raise' or 'replace'")
+        self._replacements = Replacements(data, self._indices) if on_error == "replace" else None
 
     def __iter__(self) -> Iterator[Batch]:
         position = self._position
         end = position.end()
-        batches = self._from_disk(end) if self.placement == "disk" else self._from_memory(end)
+        batches = self._from_disk(end) if self.placement in ("disk", "pack") else self._from_memory(end)
         for batch in batches:
             # before the yield: the loop has this batch now
             position.value += self._images(position.value) * position.world_size
@@ -175,32 +199,55 @@ class CoresetLoader:
         pixels = self._resident
         shape = self._data.row_shape
         for positions in self._steps(end):
-            places = torch.from_numpy(self._order.at(positions))
-            rows = pixels.index_select(0, places.to(pixels.device)).view(len(places), *shape)
-            yield self._batch(rows, places, positions)
+            chosen, factors = self._at(positions)
+            places = _moved(torch.from_numpy(chosen), pixels.device)
+            rows = pixels.index_select(0, places).view(len(places), *shape)
+            yield self._batch(rows, places, positions, factors)
+
+    def _at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Places in the coreset, and what they count beside their weight (None: 1)."""
+        return (self._order.at(positions), None) if self._pruning is None else self._pruning.at(positions)
 
     def _from_disk(self, end: int | None) -> Iterator[Batch]:
+        if self.placement == "pack" and self._packed is None:
+            self._packed = pack(self._data, self._indices, threads=self.threads, replace=self._replacements)
+        data, replace = (self._packed, None) if self._packed else (self._data, self._replacements)
+
+        def items_at(places: np.ndarray) -> np.ndarray:
+            return places if self._packed else self._indices[places]
+
+        if self._pruning is not None:  # the next epoch is chosen by steps that are not done yet
+            for positions in self._steps(end):
+                places, factors = self._at(positions)
+                for _, images in data.decode_ahead(iter([items_at(places)]), self.threads, self._buffers, replace):
+                    yield self._batch(torch.from_numpy(images), torch.from_numpy(places), positions, factors)
+            return
         waiting: list[tuple[np.ndarray, np.ndarray]] = []  # (positions, places) of what is being decoded
 
         def parts() -> Iterator[np.ndarray]:
             for positions in self._steps(end):
                 places = self._order.at(positions)
                 waiting.append((positions, places))
-                yield self._indices[places]
+                yield items_at(places)
 
-        for _, images in self._data.decode_ahead(parts(), self.threads):
+        for _, images in data.decode_ahead(parts(), self.threads, self._buffers, replace):
             positions, places = waiting.pop(0)
             yield self._batch(torch.from_numpy(images), torch.from_numpy(places), positions)
 
-    def _batch(self, rows: torch.Tensor, places: torch.Tensor, positions: np.ndarray) -> Batch:
+    def _batch(
+        self, rows: torch.Tensor, places: torch.Tensor, positions: np.ndarray, factors: np.ndarray | None = None
+    ) -> Batch:
         """rows: [B, R, R, 3], or what the data set has; the permuted view is [B, 3, R, R] in channels_last already."""
-        places = places.to(self.device)
+        places = _moved(places, self.device)
+        weight = self._weights[places]
+        if factors is not None:
+            weight = weight * _moved(torch.from_numpy(factors), self.device)
         return Batch(
-            images=rows.to(self.device).permute(0, 3, 1, 2),
+            images=_moved(rows, self.device).permute(0, 3, 1, 2),
             labels=self._labels[places],
             index=self._index[places],
-            position=torch.from_numpy(positions).to(self.device),
-            weight=self._weights[places],
+            position=_moved(torch.from_numpy(positions), self.device),
+            weight=weight,
         )
 
     def _load(self) -> torch.Tensor:
@@ -210,7 +257,8 @@ class CoresetLoader:
         kind = torch.from_numpy(np.empty(0, self._data.row_dtype)).dtype
         pixels = torch.empty((count, math.prod(self._data.row_shape)), dtype=kind, device=where)
         done = 0
-        for items, images in self._data.batches(self._indices, _LOAD_BATCH, self.threads):
+        parts = (self._indices[start : start + _LOAD_BATCH] for start in range(0, count, _LOAD_BATCH))
+        for items, images in self._data.decode_ahead(parts, self.threads, replace=self._replacements):
             pixels[done : done + len(items)] = torch.from_numpy(images).view(len(items), -1)
             done += len(items)
         return pixels
@@ -226,6 +274,11 @@ class CoresetLoader:
         return -(-mine // self.batch_size)
 
     @property
+    def replaced(self) -> list[Replaced]:
+        """Images that could not be read so far, what was shown instead, and why."""
+        return [] if self._replacements is None else self._replacements.all
+
+    @property
     def position(self) -> int:
         """Images handed out so far, over all ranks."""
         return self._position.value
@@ -236,6 +289,13 @@ class CoresetLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state; InputError where it is of another coreset or seed."""
         self._position.value = position_of(state, self.seed, self._fingerprint)
+
+
+def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """On the device. To a GPU by way of pinned memory: a copy from pageable memory waits for all work before it."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _check_belongs(coreset: CoresetLike, data: ImageDataset, indices: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Where the pixels of a coreset live while it is trained on: on the device, in memory, or on disk."""
+"""Where the pixels of a coreset live while it is trained on: on the device, in memory, in a pack, or where they are."""
 
 import os
 from typing import Literal
@@ -7,7 +7,7 @@ import torch
 
 from prunefast.errors import InputError
 
-Placement = Literal["auto", "device", "memory", "disk"]
+Placement = Literal["auto", "device", "memory", "pack", "disk"]
 
 DEVICE_SHARE = 0.2  # of free device memory: the rest belongs to the model and its activations
 MEMORY_SHARE = 0.5  # of free main memory: the rest belongs to the page cache, other ranks and the user
@@ -15,10 +15,10 @@ MEMORY_SHARE = 0.5  # of free main memory: the rest belongs to the page cache, o
 
 def choose_placement(
     asked: str, needed_bytes: int, device: torch.device, memory_budget_bytes: int | None = None
-) -> tuple[Literal["device", "memory", "disk"], str]:
+) -> tuple[Literal["device", "memory", "pack", "disk"], str]:
     """(placement, the reason in words). A budget given by the user holds for device and memory alike."""
-    if asked not in ("auto", "device", "memory", "disk"):
-        raise InputError(f"placement={asked!r}: choose auto, device, memory or disk")
+    if asked not in ("auto", "device", "memory", "pack", "disk"):
+        raise InputError(f"placement={asked!r}: choose auto, device, memory, pack or disk")
     size = f"the coreset's pixels are {needed_bytes / 1e6:,.1f} MB"
     if asked != "auto":
         return asked, f"asked for; {size}"  # type: ignore[return-value]

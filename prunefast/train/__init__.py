@@ -1,6 +1,7 @@
 """Training: the loop, its configuration, the moving average, checkpoints, and sampling from them."""
 
 from prunefast.train.config import PRESETS, TrainConfig
+from prunefast.train.exchange import export_model, import_model
 from prunefast.train.interrupt import TrainingStopped
 from prunefast.train.log import TIMING_KEYS, read_metrics
 from prunefast.train.loop import TrainResult, train
@@ -13,7 +14,9 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "TrainingStopped",
+    "export_model",
     "find_checkpoint",
+    "import_model",
     "read_metrics",
     "sample",
     "train",

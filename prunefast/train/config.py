@@ -24,7 +24,7 @@ from prunefast.files import read_json, write_text
 
 PRECISIONS = ("auto", "bf16", "fp32")
 OPTIMIZERS = ("adamw", "apex")
-PLACEMENTS = ("auto", "device", "memory", "disk")
+PLACEMENTS = ("auto", "device", "memory", "pack", "disk")
 CLASS_WEIGHTS_IN = ("loss", "sampler")
 CLASS_WEIGHTS_OF = ("classes", "clusters")
 
@@ -52,12 +52,16 @@ class TrainConfig:
     model: str = "unet-small"  # a name of prunefast.models.PRESETS
     model_options: dict[str, Any] = dataclasses.field(default_factory=dict)  # overrides of the preset
     dropout: float | None = None  # None: the preset's
+    init_from: str | None = None  # begin with the averaged weights of this checkpoint, or those of a .safetensors file
     class_conditional: bool | Literal["auto"] = "auto"  # "auto": when the data has labels
     label_drop: float = 0.1  # share of labels replaced by the null class, for classifier-free guidance (Ho & Salimans)
 
     # diffusion
     process: str = "ddpm-linear"
     prediction: str | None = None  # None: the process' default
+    # only the times between these shares of the process' training times, 0 the least noise: (0, 0.2) of ddpm-linear is
+    # t = 0 ... 199; None: all
+    timesteps: tuple[float, float] | None = None
     weighting: str = "uniform"
     weighting_gamma: float | None = None  # of "min_snr" and "p2"; None: the weighting's default
     learn_sigma: bool = False  # the network learns the variance too, by the variational bound (ddpm-* only)
@@ -65,6 +69,11 @@ class TrainConfig:
     class_weights: str | tuple[float, ...] | None = None  # class_weights.json, numbers in class order, or ClassWeights
     class_weights_in: str = "loss"  # "loss": an image weighs weight / share of its class; "sampler": drawn so often
     class_weights_of: str = "classes"  # "clusters": one weight for each cluster of the coreset
+    # InfoBatch: this share of the images with a loss below the mean is left out of every epoch, and those that stay
+    # count for them; None: nothing. Epochs that begin at `dynamic_prune_until` images or later (None: 7/8 of `images`,
+    # the paper's share) are whole
+    dynamic_prune: float | None = None
+    dynamic_prune_until: int | None = None
     flip: bool = True  # mirror half of the images left to right; False for digits and letters
 
     # Patch Diffusion (prunefast.diffusion.PatchSchedule); the network gets coordinates
@@ -98,7 +107,8 @@ class TrainConfig:
     precision: str = "auto"  # "auto": bf16 autocast where the device has it in hardware; weights are float32 always
     compile: bool = False  # torch.compile the network: pays on GPUs and for long runs
     deterministic: bool = True  # on GPUs: only algorithms that repeat bit for bit (exact resume), at some speed
-    placement: str = "auto"  # where the loader keeps the images: "device", "memory", "disk"
+    placement: str = "auto"  # where the loader keeps the images: "device", "memory", "pack", "disk"
+    on_unreadable: str = "raise"  # an image that cannot be read: "raise", or "replace" by another of its class
     threads: int | None = None  # decoding threads; None: the loader's choice
 
     # files
@@ -119,6 +129,8 @@ class TrainConfig:
             raise InputError("images: say how long to train: images=..., max_seconds=..., or both")
         groups = getattr(self.class_weights, "groups", self.class_weights_of)  # ClassWeights know whose they are
         put("class_weights_of", _Choice(CLASS_WEIGHTS_OF)("class_weights_of", groups))
+        if self.dynamic_prune is not None and self.dynamic_prune_until is None and self.images is None:
+            raise InputError("dynamic_prune_until: say when epochs are whole again; without images it is not known")
         put("class_weights", _class_weights("class_weights", self.class_weights))
 
     @classmethod
@@ -177,7 +189,8 @@ _NOT_RECIPE = frozenset(
         *("out", "images", "max_seconds", "max_bad_steps"),
         *("data", "split", "coreset", "image_size", "class_conditional", "prediction", "precision"),
         *("class_weights", "class_weights_in", "class_weights_of"),
-        *("device", "compile", "deterministic", "placement", "threads"),
+        *("init_from", "dynamic_prune_until"),
+        *("device", "compile", "deterministic", "placement", "on_unreadable", "threads"),
         *("checkpoint_every_images", "checkpoint_every_seconds", "keep_checkpoints", "status_every_images"),
     }
 )
@@ -192,7 +205,7 @@ def recipe(config: TrainConfig, **resolved: Any) -> dict[str, Any]:
     kept = {
         field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name not in _NOT_RECIPE
     }
-    kept["betas"] = list(config.betas)
+    kept = {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
     if config.patch_p is None:  # they mean nothing; and runs from before there were any go on
         kept = {key: value for key, value in kept.items() if not key.startswith("patch_")}
     if config.mask_ratio == 0:
@@ -278,6 +291,9 @@ def read_class_weights(
             recorded = content.get("groups", groups) if "average" in content else groups
             if recorded != groups:
                 raise InputError(f"{source}: holds weights of {recorded}; set class_weights_of to that")
+            named = content.get("classes") if "average" in content else None
+            if named is not None and named != list(classes):
+                raise InputError(f"{source}: its classes are not those of the data ({', '.join(map(str, named))[:60]})")
             content = content.get("average", content)
         if isinstance(content, dict):
             missing = [name for name in classes if name not in content]
@@ -389,6 +405,16 @@ def _betas(key: str, value: Any) -> tuple[float, float]:
     return check(key, value[0]), check(key, value[1])
 
 
+def _timesteps(key: str, value: Any) -> tuple[float, float]:
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        raise InputTypeError(f"{key} is {value!r}; give two shares of the times, such as (0, 0.2)")
+    check = _Number(0.0, 1.0 + 2**-52)
+    low, high = check(key, value[0]), check(key, value[1])
+    if not low < high:
+        raise InputError(f"{key} is {low:g} ... {high:g}; the first share must be below the second")
+    return low, high
+
+
 def _options(key: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise InputTypeError(f"{key} is {value!r}; give a table of options")
@@ -422,16 +448,20 @@ _CHECKS: dict[str, typing.Callable[[str, Any], Any]] = {
     "max_seconds": _Optional(_Number(0.0, open_low=True)),
     "model": _text,
     "model_options": _options,
+    "init_from": _Optional(_text),
     "dropout": _Optional(_Number(0.0, 1.0)),
     "class_conditional": _flag_or_auto,
     "label_drop": _Number(0.0, 1.0),
     "process": _text,
     "prediction": _Optional(_text),
+    "timesteps": _Optional(_timesteps),
     "weighting": _text,
     "weighting_gamma": _Optional(_Number(0.0, open_low=True)),
     "learn_sigma": _flag,
     "bound_weight": _Number(0.0),
     "class_weights_in": _Choice(CLASS_WEIGHTS_IN),
+    "dynamic_prune": _Optional(_Number(0.0, 1.0, open_low=True)),
+    "dynamic_prune_until": _Optional(_Whole(0)),
     "flip": _flag,
     "mask_ratio": _Number(0.0, 1.0),
     "mask_reconstruction": _Number(0.0),
@@ -456,6 +486,7 @@ _CHECKS: dict[str, typing.Callable[[str, Any], Any]] = {
     "compile": _flag,
     "deterministic": _flag,
     "placement": _Choice(PLACEMENTS),
+    "on_unreadable": _Choice(("raise", "replace")),
     "threads": _Optional(_Whole(1)),
     "status_every_images": _Whole(1),
     "checkpoint_every_images": _Optional(_Whole(1)),

@@ -24,6 +24,7 @@ from prunefast.train.state import (
     check_same_recipe,
     latest_checkpoint,
     load_checkpoint,
+    load_pruning,
     save_checkpoint,
 )
 from prunefast.train.step import derived_seed, forked_generators, repeatable_algorithms, seed_generators
@@ -139,6 +140,8 @@ class _Run:
             self.checkpoint, recorded = found
             load_checkpoint(self.checkpoint, parts.model, parts.ema, parts.updater)
             parts.loader.load_state_dict(recorded["loader"])
+            if parts.pruning is not None:
+                parts.pruning.load(load_pruning(self.checkpoint))
             self.meter.load(recorded["meter"])
             self.images, self.steps = recorded["images"], recorded["steps"]
             self.seconds, self.timed_images = recorded["seconds"], recorded["timed_images"]
@@ -279,8 +282,16 @@ class _Run:
             **self.extra_state(),
         }
         parts = self.parts
+        keep, pruning = self.config.keep_checkpoints, parts.pruning
         self.checkpoint = save_checkpoint(
-            self.folder, self.images, state, parts.model, parts.ema, parts.updater, self.config.keep_checkpoints
+            self.folder,
+            self.images,
+            state,
+            parts.model,
+            parts.ema,
+            parts.updater,
+            keep,
+            pruning=None if pruning is None else pruning.tensors(),
         )
         self.saved_images = self.images
         self._write_summary(finished=False)
@@ -306,6 +317,8 @@ class _Run:
             "parameters": count_parameters(self.parts.model),
             "finished": finished,
         }
+        if self.parts.pruning is not None:
+            summary["left_out"] = self.parts.pruning.left_out  # images that whole epochs would have had more
         write_json(self.folder / "summary.json", summary)
 
 

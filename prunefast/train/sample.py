@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from prunefast.data.latents import LatentScale
-from prunefast.diffusion import make_process
+from prunefast.diffusion import GroupedDenoiser, TimestepGroups, make_process
 from prunefast.diffusion.samplers import SAMPLERS, Denoiser, sample_images
 from prunefast.encode.encoder import weights_digest
 from prunefast.encode.latents import Autoencoder
@@ -31,6 +31,7 @@ from prunefast.files import (
 from prunefast.models import ModuleNetwork, build_model
 from prunefast.models.adapter import MODULE
 from prunefast.progress import progress as show_progress
+from prunefast.train.experts import find_experts, is_tdc_folder
 from prunefast.train.state import find_checkpoint, load_weights
 from prunefast.train.step import autocast, pick_device
 
@@ -66,7 +67,7 @@ def sample(
     error.
 
     Args:
-        checkpoint: a run folder, its train folder, or one checkpoint-* folder.
+        checkpoint: a run folder, its train folder, one checkpoint-* folder, or the tdc folder of a run.
         n: number of images.
         sampler, steps: see `prunefast.diffusion.samplers`.
         guidance: of classifier-free guidance; 1: none.
@@ -80,7 +81,8 @@ def sample(
     Raises:
         InputError: no whole checkpoint there, an option out of range, or a folder of other samples.
     """
-    path, state = find_checkpoint(checkpoint)
+    path = Path(checkpoint)
+    paths, state = find_model(path)
     if isinstance(n, bool) or not isinstance(n, int | np.integer):
         raise InputTypeError(f"n is {n!r}; give a number of images")
     if n < 1:
@@ -132,17 +134,56 @@ def sample(
     target = pick_device(device)
     if out is None:
         return _fill(
-            path, state, images, None, protocol, classes, target, guidance, batch_size, progress, model, decoder
+            paths, state, images, None, protocol, classes, target, guidance, batch_size, progress, model, decoder
         )
     with lock_folder(make_folder(out), "sampling"):
         files = _SampleFolder(Path(out), protocol, classes, state["classes"])
         return _fill(
-            path, state, images, files, protocol, classes, target, guidance, batch_size, progress, model, decoder
+            paths, state, images, files, protocol, classes, target, guidance, batch_size, progress, model, decoder
         )
 
 
+def find_model(path: Path) -> tuple[list[Path], dict[str, Any]]:
+    """The checkpoints of the model that `path` means, one or one a timestep group, and their state."""
+    if is_tdc_folder(path):
+        return find_experts(path)
+    checkpoint, state = find_checkpoint(path)
+    return [checkpoint], state
+
+
+def load_denoiser(
+    paths: Sequence[Path],
+    state: dict[str, Any],
+    *,
+    ema: bool,
+    device: torch.device,
+    guidance: float = 1.0,
+    module: nn.Module | None = None,
+) -> Denoiser | GroupedDenoiser:
+    """The networks of `find_model`, with their weights on `device`, as a sampler asks them.
+
+    module: the user's own network, where the checkpoint is of one.
+    """
+    process, prediction = make_process(state["recipe"]["process"]), state["recipe"]["prediction"]
+    denoisers = []
+    for path, network in zip(paths, state.get("networks", [state["model"]]), strict=True):
+        model: nn.Module
+        if module is not None:
+            known = ("image_size", "channels", "num_classes", "coordinates", "learn_sigma")
+            model = ModuleNetwork(module, **{key: network[key] for key in known})
+        else:
+            with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, then the checkpoint's read over them
+                model = build_model(**network)
+        load_weights(path, model, ema=ema)
+        model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        denoisers.append(Denoiser(model, process, prediction, guidance))
+    if "edges" in state:
+        return GroupedDenoiser(TimestepGroups(process, tuple(state["edges"])), denoisers)
+    return denoisers[0]
+
+
 def _fill(
-    path: Path,
+    paths: Sequence[Path],
     state: dict[str, Any],
     images: np.ndarray,
     files: "_SampleFolder | None",
@@ -159,16 +200,7 @@ def _fill(
     n, recipe, network = len(images), state["recipe"], state["model"]
     missing = [k for k in range(n) if files is None or not files.read(k, images[k])]
     if missing:
-        model: nn.Module
-        if module is not None:
-            known = ("image_size", "channels", "num_classes", "coordinates", "learn_sigma")
-            model = ModuleNetwork(module, **{key: network[key] for key in known})
-        else:
-            with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, then the checkpoint's read over them
-                model = build_model(**network)
-        load_weights(path, model, ema=protocol["ema"])
-        model = model.to(target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        denoiser = Denoiser(model, make_process(recipe["process"]), recipe["prediction"], guidance)
+        denoiser = load_denoiser(paths, state, ema=protocol["ema"], device=target, guidance=guidance, module=module)
         with show_progress("sample", len(missing), silent=not progress) as bar:
             # whole batches of the same cut every time: what a second call makes has the bits of the first
             for begin in sorted({k - k % batch_size for k in missing}):

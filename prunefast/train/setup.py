@@ -2,11 +2,13 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunefast.data import ImageDataset, open_dataset
 from prunefast.data.latents import LatentDataset, LatentScale
@@ -16,11 +18,12 @@ from prunefast.errors import InputError
 from prunefast.models import MaskedDiT, ModuleNetwork, build_model, count_parameters
 from prunefast.models.adapter import takes_labels
 from prunefast.select import Coreset
-from prunefast.stream import CoresetLoader
+from prunefast.stream import CoresetLoader, DynamicPruning
 from prunefast.stream.draw import make_draw
 from prunefast.train.config import TrainConfig, read_class_weights, recipe
 from prunefast.train.ema import Ema, named_weights
 from prunefast.train.optim import Updater
+from prunefast.train.state import load_initial_weights
 from prunefast.train.step import (
     TrainingStep,
     derived_seed,
@@ -124,9 +127,14 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module:
         options.setdefault("coordinates", True)
     if config.learn_sigma:
         options["learn_sigma"] = True
+    if config.dynamic_prune is not None:
+        for key in ("learn_sigma", "mask_ratio", "patch_p"):
+            if getattr(config, key):
+                raise InputError(f"dynamic_prune: does not go with {key}; leave one of them out")
     model = _network(config, module, data.image_size, options)
     if patches is not None:
         check_patches(patches, model.config["name"], model.size_multiple)
+    init_from = None if config.init_from is None else load_initial_weights(Path(config.init_from), model)
     resolved = recipe(
         config,
         data=data.fingerprint,
@@ -135,6 +143,8 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module:
         num_classes=num_classes,
         prediction=loss.prediction,
         **weighted,
+        init_from=init_from,
+        dynamic_prune_until=_prune_until(config),
         precision=pick_precision(config.precision, device, count_parameters(model)),
     )
     if module is not None:
@@ -231,6 +241,16 @@ def _cluster_names(clusters: np.ndarray | None) -> list[str]:
     return [] if clusters is None else [f"cluster {number}" for number in range(int(clusters.max()) + 1)]
 
 
+def _prune_until(config: TrainConfig) -> int | None:
+    """From which image on epochs are whole again; None without dynamic pruning."""
+    if config.dynamic_prune is None:
+        return None
+    if config.dynamic_prune_until is not None:
+        return config.dynamic_prune_until
+    assert config.images is not None  # TrainConfig checks
+    return config.images * 7 // 8
+
+
 def check_training(config: TrainConfig, data: ImageDataset) -> None:
     """Raise what `train` would raise for these options and data whatever the coreset: before one is selected."""
     data, everything = open_inputs(config, data, Coreset.full(data))
@@ -244,6 +264,34 @@ class Parts:
     ema: Ema
     updater: Updater
     loader: CoresetLoader
+    pruning: DynamicPruning | None
+
+
+def make_step(
+    plan: Plan,
+    network: nn.Module,
+    *,
+    seed: int | None = None,
+    observe: Callable[[Tensor, Tensor, Tensor], None] | None = None,
+) -> TrainingStep:
+    """The training step of a plan for `network` on its device; seed None: the run's."""
+    config = plan.config
+    return TrainingStep(
+        network,
+        plan.loss.to(plan.device),
+        seed=config.seed if seed is None else seed,
+        num_classes=plan.num_classes,
+        label_drop=config.label_drop,
+        flip=config.flip and plan.latents is None,
+        precision=plan.recipe["precision"],
+        coordinates=plan.model.config.get("coordinates", False),
+        augment_labels=plan.model.config.get("augment_labels", 0),
+        patches=plan.patches,
+        masking=plan.masking,
+        latents=plan.latents,
+        timesteps=config.timesteps,
+        observe=observe,
+    )
 
 
 def build_parts(plan: Plan) -> Parts:
@@ -252,20 +300,18 @@ def build_parts(plan: Plan) -> Parts:
     model = plan.model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     # one graph a patch size, each compiled when it first comes; dynamic shapes would give one slower graph for all
     network: nn.Module = torch.compile(model, dynamic=False) if config.compile else model  # type: ignore[assignment]
-    step = TrainingStep(
-        network,
-        plan.loss.to(device),
-        seed=config.seed,
-        num_classes=plan.num_classes,
-        label_drop=config.label_drop,
-        flip=config.flip and plan.latents is None,
-        precision=plan.recipe["precision"],
-        coordinates=model.config.get("coordinates", False),
-        augment_labels=model.config.get("augment_labels", 0),
-        patches=plan.patches,
-        masking=plan.masking,
-        latents=plan.latents,
-    )
+    pruning = None
+    if config.dynamic_prune is not None:
+        until = plan.recipe["dynamic_prune_until"]
+        n, fraction = len(plan.coreset), config.dynamic_prune
+        pruning = DynamicPruning(n, config.seed, fraction=fraction, until=until, device=device)
+    items = torch.tensor(plan.coreset.indices, dtype=torch.int64, device=device)  # ascending
+
+    def observe(index: Tensor, share: Tensor, errors: Tensor) -> None:
+        assert pruning is not None
+        pruning.observe(torch.searchsorted(items, index), share, errors)
+
+    step = make_step(plan, network, observe=None if pruning is None else observe)
     loader = CoresetLoader(
         plan.data,
         plan.coreset,
@@ -274,10 +320,12 @@ def build_parts(plan: Plan) -> Parts:
         seed=config.seed,
         threads=config.threads,
         device=device,
+        pruning=pruning,
+        on_error=config.on_unreadable,  # type: ignore[arg-type]
         placement=config.placement,  # type: ignore[arg-type]  # one of its literals: TrainConfig checks
         class_weights=plan.class_weights,
         class_weights_in=config.class_weights_in,  # type: ignore[arg-type]
         groups=plan.groups,
     )
     ema = Ema(model, config.ema_half_life_images, config.ema_ramp_up)
-    return Parts(model, step, ema, Updater(model, config), loader)
+    return Parts(model, step, ema, Updater(model, config), loader, pruning)

@@ -4,6 +4,7 @@
         model.safetensors                  weights, by their names in the uncompiled module
         ema.safetensors                    their moving average, the same names
         optimizer.safetensors              moments and step counts, PARAMETER.KEY
+        pruning.safetensors                of dynamic pruning: scores, and what is left of the epoch (only with it)
         state.json                         everything else, with a SHA-256 of each file and of itself
 
 Nothing is pickled. A checkpoint appears under its name whole and flushed to disk, or not at all; every byte of it is
@@ -36,6 +37,7 @@ from prunefast.train.optim import Updater
 FORMAT_VERSION = 1
 PREFIX = "checkpoint-"
 WEIGHT_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
+PRUNING_FILE = "pruning.safetensors"
 STATE_FILE = "state.json"
 
 
@@ -47,7 +49,14 @@ class BrokenCheckpoint(InputError):
 
 
 def save_checkpoint(
-    folder: Path, images: int, state: Mapping[str, Any], model: nn.Module, ema: Ema, updater: Updater, keep: int
+    folder: Path,
+    images: int,
+    state: Mapping[str, Any],
+    model: nn.Module,
+    ema: Ema,
+    updater: Updater,
+    keep: int,
+    pruning: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write FOLDER/checkpoint-`images` and remove what is older than the newest `keep`.
 
@@ -55,11 +64,13 @@ def save_checkpoint(
     Raises `MachineError` for a full disk, `InputError` for a folder that cannot be written; nothing half-written stays.
     """
     path = folder / f"{PREFIX}{images:09d}"
-    tensors = (named_weights(model), ema.tensors(), updater.tensors())
+    tensors = dict(zip(WEIGHT_FILES, (named_weights(model), ema.tensors(), updater.tensors()), strict=True))
+    if pruning is not None:
+        tensors[PRUNING_FILE] = dict(pruning)
     with atomic_folder(path) as temporary:
-        for name, content in zip(WEIGHT_FILES, tensors, strict=True):
+        for name, content in tensors.items():
             _save_tensors(content, temporary / name, path / name)
-        digests = {name: _file_digest(temporary / name) for name in WEIGHT_FILES}
+        digests = {name: _file_digest(temporary / name) for name in tensors}
         versions = {"prunefast": prunefast.__version__, "torch": torch.__version__}
         document = {"format": FORMAT_VERSION, "images": images, **state, "versions": versions, "files": digests}
         (temporary / STATE_FILE).write_bytes(_render({**document, "digest": _digest(_render(document))}))
@@ -126,7 +137,8 @@ def read_state(path: Path) -> dict[str, Any]:
             raise BrokenCheckpoint(f"{path / STATE_FILE}: was changed after it was written")
         if document["format"] != FORMAT_VERSION:
             raise InputError(f"{path}: has format {document['format']}; update prunefast (it reads {FORMAT_VERSION})")
-        for name in WEIGHT_FILES:
+        more = [PRUNING_FILE] if PRUNING_FILE in document["files"] else []
+        for name in (*WEIGHT_FILES, *more):
             if _file_digest(path / name) != document["files"][name]:
                 raise BrokenCheckpoint(f"{path / name}: was damaged or changed after it was written")
     except OSError as error:
@@ -173,10 +185,26 @@ def load_checkpoint(path: Path, model: nn.Module, ema: Ema, updater: Updater) ->
     updater.load(_load_tensors(path / "optimizer.safetensors"))
 
 
+def load_pruning(path: Path) -> dict[str, Tensor]:
+    """The state of dynamic pruning in a checkpoint."""
+    return _load_tensors(path / PRUNING_FILE)
+
+
 def load_weights(path: Path, model: nn.Module, *, ema: bool) -> None:
     """Put the weights of a checkpoint, or their moving average, into `model`."""
     name = "ema.safetensors" if ema else "model.safetensors"
     copy_tensors(named_weights(model), _load_tensors(path / name), str(path / name))
+
+
+def load_initial_weights(source: Path, model: nn.Module) -> str:
+    """Put weights to begin with into `model`: the average of a checkpoint, or a .safetensors file. Their digest."""
+    if source.suffix == ".safetensors":
+        file = source
+    else:
+        file = find_checkpoint(source)[0] / "ema.safetensors"
+    tensors = _load_tensors(file)
+    copy_tensors(named_weights(model), tensors, str(file))
+    return _file_digest(file)
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

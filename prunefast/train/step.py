@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -96,6 +96,8 @@ class TrainingStep:
         patches: where the crops of a step lie; None: steps are given full images.
         masking: which tokens the network sees; None: all.
         latents: the batches hold latents of this scale; None: images.
+        timesteps: shares of the process' training times to stay between; None: all of them.
+        observe: told the items, the shares of the times and the unweighted errors of every batch, each [B].
     """
 
     def __init__(
@@ -113,6 +115,8 @@ class TrainingStep:
         patches: PatchSchedule | None = None,
         masking: TokenMasking | None = None,
         latents: LatentScale | None = None,
+        timesteps: tuple[float, float] | None = None,
+        observe: Callable[[Tensor, Tensor, Tensor], None] | None = None,
     ):
         self.network = network
         self.loss = loss
@@ -126,6 +130,8 @@ class TrainingStep:
         self.patches = patches
         self.masking = masking
         self.latents = latents
+        self.timesteps = timesteps
+        self.observe = observe
 
     def __call__(self, batch: "Batch", patch: Patch | None = None, masked: bool = True) -> Tensor:
         """The loss of a batch (images uint8 [B, C, R, R] on the device), a float32 scalar with its graph.
@@ -137,7 +143,11 @@ class TrainingStep:
         device = images.device
         process = self.loss.process
 
-        time = process.sample_time(self._uniform(position, Stream.TIME))
+        share = self._uniform(position, Stream.TIME)
+        if self.timesteps is not None:
+            low, high = self.timesteps
+            share = low + (high - low) * share.double()
+        time = process.sample_time(share)
         flip = self._uniform(position, Stream.FLIP) < 0.5 if self.flip else None
         boxes = self.patches.boxes(patch, position) if self.patches is not None and patch is not None else None
         shape = images.shape if boxes is None else (*images.shape[:2], boxes.height, boxes.width)
@@ -173,7 +183,13 @@ class TrainingStep:
             target = (images, noise, time, batch.labels, batch.weight)
             return masking.loss(self.loss, prediction, told["visible"], x, *target, flip=flip)
         weight = batch.weight if patch is None or patch.loss_weight == 1 else batch.weight * patch.loss_weight
-        return self.loss(prediction, images, noise, time, batch.labels, weight, flip=flip, boxes=boxes)
+        if self.observe is None:
+            return self.loss(prediction, images, noise, time, batch.labels, weight, flip=flip, boxes=boxes)
+        loss, errors = self.loss.with_errors(
+            prediction, images, noise, time, batch.labels, weight, flip=flip, boxes=boxes
+        )
+        self.observe(batch.index, share, errors)
+        return loss
 
     def _drawn(self, moments: Tensor, position: Tensor, latents: LatentScale) -> Tensor:
         """A draw from the autoencoder's posterior, scaled for the network: [B, 2 C, R, R] -> [B, C, R, R]."""

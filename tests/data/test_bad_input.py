@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from prunefast.data import open_dataset
+from prunefast.data import native, open_dataset
 from prunefast.errors import InputError, MachineError
 
 
@@ -103,6 +103,7 @@ def test_unreadable_file(write_folder, files, monkeypatch):
 
 def test_a_failing_disk_is_not_the_inputs_fault(write_folder, files, monkeypatch):
     data = open_dataset(write_folder(files))
+    monkeypatch.setattr(native, "decodes_jpeg", lambda: False)  # the general way, which has the words for errors
     real = os.pread
 
     def fail(*arguments):

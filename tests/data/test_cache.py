@@ -53,6 +53,8 @@ def test_the_second_opening_builds_nothing(write_folder, files, builds, tmp_path
         "width",
         "height",
         "expanded",
+        "sum",
+        "caption",
     ]
     open_dataset(root, split="test", cache_dir=cache)
     open_dataset(root, on_error="skip", cache_dir=cache)

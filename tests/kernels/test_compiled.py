@@ -158,7 +158,7 @@ def test_mahalanobis(architecture, x):
 @pytest.mark.parametrize("inner", [False, True])
 def test_what_surrounds_the_score(architecture, inner):
     floats = {"x": "*fp32", "y": "*fp32"}
-    lists = {"index": "*i64", "todo": "*i64", "count": "*i32", "unit": "fp32"}
+    lists = {"index": "*i64", "distance": "*fp32", "todo": "*i64", "count": "*i32", "unit": "fp32"}
     constants = {"INNER": inner, "SELF": True, "COLUMNS": 64, "DEPTH": 32}
     strides = ["row_stride", "y_row_stride"]
     check_resources(compile_for(nearest.exact_kernel, architecture, {**floats, **lists}, constants, strides))

@@ -162,17 +162,3 @@ def test_nan_is_refused():
     x[3, 2] = np.nan
     with pytest.raises(InputError, match=r"x: the value at \[3, 2\]"):
         ops.kmeans(x, 3)
-
-
-def test_parts_do_not_matter(monkeypatch):
-    """Assigned and summed part by part: the bits of the whole in one part."""
-    import sys
-
-    module = sys.modules["prunefast.ops.kmeans"]
-    x = blobs(n=2000, d=21, k=9, seed=12, spread=1.0)
-    whole = ops.kmeans(x, 9, iterations=6)
-    monkeypatch.setattr(module, "_CHUNK_VALUES", 21 * 77)
-    parts = ops.kmeans(x, 9, iterations=6)
-    assert np.array_equal(whole.centroids, parts.centroids)
-    assert np.array_equal(whole.labels, parts.labels)
-    assert whole.inertia == parts.inertia

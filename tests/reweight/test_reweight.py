@@ -120,7 +120,7 @@ def test_stopped_and_continued_it_ends_with_the_same_bits(skewed, proxy, referen
     same(whole, continued)
     monkeypatch.setattr(_ReweightRun, "_one_step", None)  # nothing is left to do
     same(whole, reweight(config, skewed, reference=reference, step_size=30.0))
-    with pytest.raises(InputError, match="holds a run with other options: reweight"):
+    with pytest.raises(InputError, match=r"other options: reweight.step_size \(30.0, now 31.0\)"):
         reweight(config, skewed, reference=reference, step_size=31.0)
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from prunefast.data import from_arrays
 
@@ -40,3 +41,14 @@ def data():
 def coreset():
     """37 of the 100 images."""
     return stand_in(np.sort(np.random.default_rng(1).permutation(100)[:37]))
+
+
+@pytest.fixture
+def write_images(tmp_path):
+    def write(shapes):
+        for k, shape in enumerate(shapes):
+            pixels = np.random.default_rng(k).integers(0, 256, (*shape, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / f"{k:03}.jpg")
+        return tmp_path
+
+    return write

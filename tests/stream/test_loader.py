@@ -16,7 +16,7 @@ from prunefast.errors import InputError
 from prunefast.stream import Batch, CoresetLoader, epoch_order
 from prunefast.stream import placement as placing
 
-PLACEMENTS = ["device", "memory", "disk"]
+PLACEMENTS = ["device", "memory", "pack", "disk"]
 
 
 def collect(loader, count=None):
@@ -181,19 +181,6 @@ def test_images_of_different_shapes_need_a_size(write_images, make_coreset):
         CoresetLoader(open_dataset(root), make_coreset([0, 1]), batch_size=2)
     batch = next(iter(CoresetLoader(open_dataset(root, image_size=6), make_coreset([0, 1]), batch_size=2)))
     assert batch.images.shape == (2, 3, 6, 6)
-
-
-@pytest.fixture
-def write_images(tmp_path):
-    from PIL import Image
-
-    def write(shapes):
-        for k, shape in enumerate(shapes):
-            pixels = np.random.default_rng(k).integers(0, 256, (*shape, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / f"{k:03}.jpg")
-        return tmp_path
-
-    return write
 
 
 def test_placement_by_size(data, coreset, monkeypatch):

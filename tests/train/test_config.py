@@ -193,6 +193,15 @@ class TestClassWeights:
         with pytest.raises(InputError, match=r"class_weights\.json"):
             read_class_weights(str(path), ["a", "b"])
 
+    def test_weights_of_other_classes(self, tmp_path):
+        path = tmp_path / "class_weights.json"
+        path.write_text(json.dumps({"average": [0.25, 0.75], "classes": ["b", "a"], "groups": "classes"}))
+        assert read_class_weights(str(path), ["b", "a"]) == [0.25, 0.75]
+        with pytest.raises(InputError, match="its classes are not those of the data"):
+            read_class_weights(str(path), ["a", "b"])
+        with pytest.raises(InputError, match="holds weights of classes; set class_weights_of"):
+            read_class_weights(str(path), ["b", "a"], "clusters")
+
     def test_a_missing_file(self, tmp_path):
         with pytest.raises(InputError, match="no such file"):
             read_class_weights(str(tmp_path / "none.json"), ["a"])

@@ -1,99 +1,65 @@
-// Screening scores from bfloat16 pairs (VDPBF16PS) and the conversion with what it loses; CMakeLists.txt gives this
-// file its flags.
-#include "simd.h"
-#include "table.h"
+// Screening in int8 (VPDPBUSD) and bfloat16 (VDPBF16PS), four and two dimensions a word; CMakeLists.txt gives this file
+// its flags.
+#include "screen.h"
 
 namespace prunefast {
 namespace {
 
-inline __m512bh pairs_of(const uint32_t* p) { return (__m512bh)_mm512_loadu_si512(p); }
+typedef int8_t vb __attribute__((vector_size(kVector)));
 
-template <int Rows, int Registers>
-inline void narrow_block(const uint32_t* x, int64_t row_stride, const uint32_t* panel, const float* start,
-                         int64_t pairs, float* out, int64_t score_stride, float* peaks, int64_t peak_stride) {
-  __m512 sum[Rows][Registers];
-#pragma GCC unroll 12
-  for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < Registers; ++v) sum[r][v] = _mm512_loadu_ps(start + v * kVector);
-  for (int64_t d = 0; d < pairs; ++d) {
-    __m512bh y[Registers];
-#pragma GCC unroll 4
-    for (int v = 0; v < Registers; ++v) y[v] = pairs_of(panel + (d * Registers + v) * kVector);
-#pragma GCC unroll 12
-    for (int r = 0; r < Rows; ++r) {
-      const __m512bh broadcast = (__m512bh)_mm512_set1_epi32((int32_t)x[r * row_stride + d]);
-#pragma GCC unroll 4
-      for (int v = 0; v < Registers; ++v) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], broadcast, y[v]);
-    }
+// The instruction multiplies unsigned by signed bytes: rows of x are stored 128 higher, and sums start 128 (sum of Y)
+// lower.
+struct Int8 {
+  static constexpr bool kScaled = true;
+  typedef vi Sum;
+  static vi begin(const Panels& panels, int64_t at) { return (vi)_mm512_loadu_si512(panels.offset + at); }
+  static vi multiply_add(vu x, vu y, vi sum) {
+    return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)y);
   }
-#pragma GCC unroll 12
-  for (int r = 0; r < Rows; ++r) {
-    vf peak = (vf)sum[r][0];
-#pragma GCC unroll 4
-    for (int v = 0; v < Registers; ++v) {
-      store(out + r * score_stride + v * kVector, sum[r][v]);
-      peak = maximum((vf)sum[r][v], peak);
-    }
-    peaks[r * peak_stride] = largest(peak);
-  }
-}
+  static vf finish(vi sum, const Panels& panels, int64_t at, vf scale) { return Int16::finish(sum, panels, at, scale); }
 
-template <int Registers>
-void narrow_panels(const uint32_t* x, int64_t rows, int64_t row_stride, const NarrowPanels* panels, int64_t first,
-                   int64_t last, float* out, int64_t score_stride, float* peaks, int64_t peak_stride) {
-  constexpr int64_t width = Registers * kVector;
-  constexpr int block = Registers == 4 ? 6 : 12;
-  for (int64_t p = first; p < last; ++p) {
-    const uint32_t* panel = panels->values + p * panels->pairs * width;
-    const float* start = panels->start + p * width;
-    float* target = out + (p - first) * width;
-    float* peak = peaks + (p - first);
-    int64_t r = 0;
-    for (; r + block <= rows; r += block)
-      narrow_block<block, Registers>(x + r * row_stride, row_stride, panel, start, panels->pairs,
-                                     target + r * score_stride, score_stride, peak + r * peak_stride, peak_stride);
-    for (; r < rows; ++r)
-      narrow_block<1, Registers>(x + r * row_stride, row_stride, panel, start, panels->pairs, target + r * score_stride,
-                                 score_stride, peak + r * peak_stride, peak_stride);
+  static PackedRow pack(const float* x, const float* mean, int64_t columns, bool other, uint32_t* out) {
+    const Extent e = extent(x, mean, columns);
+    const vb flip = (vb)_mm_set1_epi8(other ? 0 : -128);
+    PackedRow row = pack_integers(x, mean, columns, step_of(e.largest, 127.0f), e.square, other, flip, (vb*)out);
+    row.offset *= -128;
+    return row;
   }
-}
+};
 
-void narrow_scores(const uint32_t* x, int64_t rows, int64_t row_stride, const NarrowPanels* panels, int64_t first,
-                   int64_t last, float* out, int64_t score_stride, float* peaks, int64_t peak_stride) {
-  const auto call = panels->width == kVector       ? narrow_panels<1>
-                    : panels->width == 2 * kVector ? narrow_panels<2>
-                                                   : narrow_panels<4>;
-  call(x, rows, row_stride, panels, first, last, out, score_stride, peaks, peak_stride);
-}
-
-// Squares are added in float32; `columns` u covers their rounding, and the caller adds it.
-void narrow(const float* x, const float* mean, int64_t columns, uint32_t* out, float* squared, float* lost) {
-  __m512 square[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()}, loss[2] = {square[0], square[0]};
-  for (int64_t d = 0; d < columns; d += 2 * kVector) {
-    __m512 value[2];
-    for (int half = 0; half < 2; ++half) {
-      const int64_t left = columns - d - half * kVector;
-      const __mmask16 mask = left >= kVector ? 0xFFFF : left > 0 ? (__mmask16)((1u << left) - 1) : 0;
-      const int64_t at = mask ? d + half * kVector : 0;
-      value[half] = _mm512_sub_ps(_mm512_maskz_loadu_ps(mask, x + at), _mm512_maskz_loadu_ps(mask, mean + at));
-      square[half] = _mm512_fmadd_ps(value[half], value[half], square[half]);
-    }
-    const __m512i packed = (__m512i)_mm512_cvtne2ps_pbh(value[1], value[0]);
-    _mm512_storeu_si512(out + d / 2, packed);
-    const __m256i half_bits[2] = {_mm512_castsi512_si256(packed), _mm512_extracti64x4_epi64(packed, 1)};
-    for (int half = 0; half < 2; ++half) {
-      const __m512 kept = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half_bits[half]), 16));
-      const __m512 rest = _mm512_sub_ps(value[half], kept);
-      loss[half] = _mm512_fmadd_ps(rest, rest, loss[half]);
-    }
+struct Bfloat16 {
+  static constexpr bool kScaled = false;
+  typedef vf Sum;
+  static vf begin(const Panels& panels, int64_t at) { return load(panels.start + at); }
+  static vf multiply_add(vu x, vu y, vf sum) {
+    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
   }
-  *squared = _mm512_reduce_add_ps(_mm512_add_ps(square[0], square[1]));
-  *lost = _mm512_reduce_add_ps(_mm512_add_ps(loss[0], loss[1]));
-}
+  static vf finish(vf sum, const Panels&, int64_t, vf) { return sum; }
+
+  static PackedRow pack(const float* x, const float* mean, int64_t columns, bool, uint32_t* out) {
+    vf square = {}, lost = {};
+    for (int64_t d = 0; d < columns; d += 2 * kVector) {
+      const vf low = centred(x, mean, d, columns), high = centred(x, mean, d + kVector, columns);
+      const __m512i packed = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+      _mm512_storeu_si512(out + d / 2, packed);
+      const auto rest = [](vf value, __m256i kept) {
+        return value - (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(kept), 16);
+      };
+      const vf low_rest = rest(low, _mm512_castsi512_si256(packed));
+      const vf high_rest = rest(high, _mm512_extracti64x4_epi64(packed, 1));
+      square += low * low + high * high;
+      lost += low_rest * low_rest + high_rest * high_rest;
+    }
+    return {total(square), total(lost), 0, 0};
+  }
+};
+
+constexpr Screening int8_screening = {4, false, 1 << 16, 256, Int8::pack, scores<Int8>};
+constexpr Screening bfloat16_screening = {2, false, kAnyColumns, 17, Bfloat16::pack, scores<Bfloat16>};
 
 }  // namespace
 
-extern const NarrowKernels kernels_avx512bf16 = {narrow_scores, narrow};
+extern const Screening* const screenings_avx512bf16[] = {&int8_screening, &bfloat16_screening, &float32_screening,
+                                                         nullptr};
 
 }  // namespace prunefast

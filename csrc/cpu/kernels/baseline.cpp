@@ -3,4 +3,5 @@
 
 namespace prunefast {
 extern const Kernels kernels_baseline = PRUNEFAST_KERNELS("baseline");
+extern const Screening* const screenings_baseline[] = {&float32_screening, nullptr};
 }

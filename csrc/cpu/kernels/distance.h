@@ -1,97 +1,10 @@
-// Scores x . y - |y|^2 / 2 by a register-blocked product over packed panels, the scans of their bounds, and direct
-// distances.
+// Norms, the scans of the screened scores and direct distances.
 #pragma once
 
-#include "simd.h"
-#include "table.h"
+#include "screen.h"
 
 namespace prunefast {
 namespace {
-
-// Rows x registers of one block: accumulators, one row of the panel and a broadcast fit the register file (32, 16 and
-// 16 registers).
-#if defined(__AVX512F__)
-constexpr int kRowBlock = 6;
-#else
-constexpr int kRowBlock = 3;
-#endif
-
-template <int Rows, int Registers>
-inline void score_block(const float* x, int64_t row_stride, const float* panel, const float* start, int64_t columns,
-                        float* out, int64_t score_stride, float* peaks, int64_t peak_stride) {
-  vf sum[Rows][Registers];
-#pragma GCC unroll 8
-  for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 8
-    for (int v = 0; v < Registers; ++v) sum[r][v] = load(start + v * kVector);
-  for (int64_t d = 0; d < columns; ++d) {
-    vf y[Registers];
-#pragma GCC unroll 8
-    for (int v = 0; v < Registers; ++v) y[v] = load(panel + (d * Registers + v) * kVector);
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) {
-      const vf broadcast = splat(x[r * row_stride + d]);
-#pragma GCC unroll 8
-      for (int v = 0; v < Registers; ++v) sum[r][v] = fma(broadcast, y[v], sum[r][v]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < Rows; ++r) {
-    vf peak = sum[r][0];
-#pragma GCC unroll 8
-    for (int v = 0; v < Registers; ++v) {
-      store(out + r * score_stride + v * kVector, sum[r][v]);
-      peak = maximum(sum[r][v], peak);
-    }
-    peaks[r * peak_stride] = largest(peak);
-  }
-}
-
-template <int Registers>
-void score_panels(const float* x, int64_t rows, int64_t row_stride, const Panels* panels, int64_t first, int64_t last,
-                  float* out, int64_t score_stride, float* peaks, int64_t peak_stride) {
-  constexpr int block = Registers == 1 ? 2 * kRowBlock : kRowBlock;
-  constexpr int64_t width = Registers * kVector;
-  for (int64_t p = first; p < last; ++p) {
-    const float* panel = panels->values + p * panels->columns * width;
-    const float* start = panels->start + p * width;
-    float* target = out + (p - first) * width;
-    float* peak = peaks + (p - first);
-    int64_t r = 0;
-    for (; r + block <= rows; r += block)
-      score_block<block, Registers>(x + r * row_stride, row_stride, panel, start, panels->columns,
-                                    target + r * score_stride, score_stride, peak + r * peak_stride, peak_stride);
-    for (; r < rows; ++r)
-      score_block<1, Registers>(x + r * row_stride, row_stride, panel, start, panels->columns,
-                                target + r * score_stride, score_stride, peak + r * peak_stride, peak_stride);
-  }
-}
-
-void scores(const float* x, int64_t rows, int64_t row_stride, const Panels* panels, int64_t first, int64_t last,
-            float* out, int64_t score_stride, float* peaks, int64_t peak_stride) {
-  const auto call = panels->width == kVector       ? score_panels<1>
-                    : panels->width == 2 * kVector ? score_panels<2>
-                                                   : score_panels<4>;
-  call(x, rows, row_stride, panels, first, last, out, score_stride, peaks, peak_stride);
-}
-
-// out = x - mean and its squared norm, added in float32: `columns` u covers its rounding.
-float centre_row(const float* x, const float* mean, int64_t columns, float* out) {
-  vf lanes = {};
-  int64_t d = 0;
-  for (; d + kVector <= columns; d += kVector) {
-    const vf value = load(x + d) - load(mean + d);
-    store(out + d, value);
-    lanes += value * value;
-  }
-  float sum = 0;
-  for (; d < columns; ++d) {
-    out[d] = x[d] - mean[d];
-    sum += out[d] * out[d];
-  }
-  for (int lane = 0; lane < kVector; ++lane) sum += lanes[lane];
-  return sum;
-}
 
 double centre(const float* x, const float* mean, int64_t columns, float* out) {
   double lanes[8] = {0};
@@ -111,45 +24,120 @@ double centre(const float* x, const float* mean, int64_t columns, float* out) {
   return sum;
 }
 
-void best_lower_bounds(const float* score, int64_t panels, int64_t width, const float* bound, float* groups) {
-  for (int64_t p = 0; p < panels; ++p) {
-    const vf b = splat(bound[p]);
-    for (int64_t i = p * width; i < (p + 1) * width; i += kVector) {
-      float* group = groups + i % kScoreGroups;
-      store(group, maximum(load(score + i) - b, load(group)));
-    }
-  }
+inline vf bound_at(const ScoreBounds& b, int64_t i) {
+  return load(b.gain + i) * splat(b.norm) + (load(b.lost + i) * splat(b.rest) + load(b.fixed + i));
 }
 
-int64_t collect(const float* score, int64_t count, float bound, float threshold, int32_t* hits) {
+void best_lower_bounds(const float* score, int64_t width, const ScoreBounds* bounds, float* groups) {
+  for (int64_t i = 0; i < width; i += kVector)
+    store(groups + i, maximum(load(score + i) - bound_at(*bounds, i), load(groups + i)));
+}
+
+int64_t only_best(const float* score, int64_t panels, int64_t width, const float* peak, const float* most,
+                  const ScoreBounds* bounds) {
+  int64_t first = 0;
+  for (int64_t p = 1; p < panels; ++p) first = peak[p] - most[p] > peak[first] - most[first] ? p : first;
+  vf lower = splat(peak[first] - most[first]);
+  for (int64_t i = first * width; i < (first + 1) * width; i += kVector)
+    lower = maximum(load(score + i) - bound_at(*bounds, i), lower);
+  const float threshold = largest(lower);
+  const vf limit = splat(threshold);
+  int64_t best = -1;
+  for (int64_t p = 0; p < panels; ++p) {
+    if (!(peak[p] + most[p] >= threshold)) continue;
+    for (int64_t i = p * width; i < (p + 1) * width; i += kVector) {
+      const uint32_t mask = reaches(load(score + i) + bound_at(*bounds, i), limit);
+      if (!mask) continue;
+      if (best >= 0 || (mask & (mask - 1))) return -1;
+      best = i + __builtin_ctz(mask);
+    }
+  }
+  return best;
+}
+
+int64_t collect(const float* score, int64_t width, const ScoreBounds* bounds, float threshold, int32_t* hits) {
   int64_t found = 0;
-  const vf limit = splat(threshold), b = splat(bound);
-  for (int64_t i = 0; i < count; i += kVector) {
-    uint32_t mask = reaches(load(score + i) + b, limit);
+  const vf limit = splat(threshold);
+  for (int64_t i = 0; i < width; i += kVector) {
+    uint32_t mask = reaches(load(score + i) + bound_at(*bounds, i), limit);
     for (; mask; mask &= mask - 1) hits[found++] = (int32_t)(i + __builtin_ctz(mask));
   }
   return found;
 }
 
-// Float64 sums in sixteen lanes: the same order on every instruction set, so the same distance.
-template <typename Term>
-inline double direct(const float* x, const float* y, int64_t columns, Term term) {
-  double lanes[16] = {0};
+float quick_squared(const float* x, const float* y, int64_t columns) {
+  vf sum[4] = {};
   int64_t d = 0;
-  for (; d + 16 <= columns; d += 16)
-    for (int lane = 0; lane < 16; ++lane) lanes[lane] += term((double)x[d + lane], (double)y[d + lane]);
-  for (int lane = 0; d < columns; ++d, ++lane) lanes[lane] += term((double)x[d], (double)y[d]);
+  for (; d + 4 * kVector <= columns; d += 4 * kVector) {
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) {
+      const vf difference = load(x + d + v * kVector) - load(y + d + v * kVector);
+      sum[v] = fma(difference, difference, sum[v]);
+    }
+  }
+  for (; d + kVector <= columns; d += kVector) {
+    const vf difference = load(x + d) - load(y + d);
+    sum[0] = fma(difference, difference, sum[0]);
+  }
+  float rest = 0;
+  for (; d < columns; ++d) rest += (x[d] - y[d]) * (x[d] - y[d]);
+  return total((sum[0] + sum[1]) + (sum[2] + sum[3])) + rest;
+}
+
+// Float64 sums in sixteen lanes: the same order on every instruction set, so the same distance. The last columns are
+// filled up with zeros, which add nothing.
+inline vd load_wide(const float* p) {
+#if defined(__AVX512F__)
+  return (vd)_mm512_cvtps_pd(_mm256_loadu_ps(p));
+#elif defined(__AVX2__)
+  return (vd)_mm256_cvtps_pd(_mm_loadu_ps(p));
+#else
+  vd wide;
+  for (int lane = 0; lane < kDoubles; ++lane) wide[lane] = (double)p[lane];
+  return wide;
+#endif
+}
+
+inline double total(const vd (&sum)[16 / kDoubles]) {
+#if defined(__AVX512F__)
+  const __m512d eight = (__m512d)(sum[0] + sum[1]);
+  const __m256d four = _mm256_add_pd(_mm512_castpd512_pd256(eight), _mm512_extractf64x4_pd(eight, 1));
+  const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+#else
+  double lanes[16];
+  memcpy(lanes, sum, sizeof lanes);
   for (int half = 8; half; half /= 2)
     for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
   return lanes[0];
+#endif
+}
+
+template <typename Term>
+inline double direct(const float* x, const float* y, int64_t columns, Term term) {
+  vd sum[16 / kDoubles] = {};
+  const auto add = [&](const float* a, const float* b) {
+#pragma GCC unroll 8
+    for (int part = 0; part < 16 / kDoubles; ++part)
+      sum[part] += term(load_wide(a + part * kDoubles), load_wide(b + part * kDoubles));
+  };
+  int64_t d = 0;
+  for (; d + 16 <= columns; d += 16) add(x + d, y + d);
+  if (d < columns) {
+    float a[16] = {0}, b[16] = {0};
+    memcpy(a, x + d, (columns - d) * sizeof *x);
+    memcpy(b, y + d, (columns - d) * sizeof *y);
+    add(a, b);
+  }
+  return total(sum);
 }
 
 double direct_squared(const float* x, const float* y, int64_t columns) {
-  return direct(x, y, columns, [](double a, double b) { return (a - b) * (a - b); });
+  return direct(x, y, columns, [](vd a, vd b) { return (a - b) * (a - b); });
 }
 
 double direct_inner(const float* x, const float* y, int64_t columns) {
-  return direct(x, y, columns, [](double a, double b) { return a * b; });
+  return direct(x, y, columns, [](vd a, vd b) { return a * b; });
 }
 
 void add_row(double* sum, const float* x, int64_t columns) {

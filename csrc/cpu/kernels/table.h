@@ -8,6 +8,8 @@ namespace prunefast {
 
 constexpr int64_t kTile = 1024;       // floats of one operand at a time: all operands stay in the first-level cache
 constexpr int64_t kTilePad = 64 + 4;  // room for whole quads before and after a tile
+constexpr int64_t kPackedColumns = 32;  // rows packed for screening are padded to whole registers of every format
+constexpr int64_t kHammingRows = 4;  // query hashes compared with a register of others while it is loaded
 constexpr int64_t kScoreGroups = 64;  // disjoint groups of columns whose best lower bounds give the first threshold
 
 struct PhiloxKey {
@@ -40,20 +42,40 @@ struct NoisePlan {
   int64_t out_channels;
 };
 
-// Rows of y packed in panels: `width` rows side by side for each dimension, starting value -|y|^2 / 2.
+// Rows of y packed for screening in panels: `width` rows side by side for each word of a row.
 struct Panels {
-  const float* values;  // [panels][columns][width]
-  const float* start;   // [panels * width]; -inf in the padding
-  int64_t columns;
-  int64_t width;
+  const uint32_t* values;  // [panels][words][width]
+  const float* start;      // [panels * width]: -|y|^2 / 2, what a score starts from; -inf in the padding
+  const float* scale;      // integers: the value of one step of a row of y
+  const int32_t* offset;   // integers: what the sum of products starts from
+  int64_t words, width;
 };
 
-// The same in bfloat16, two neighbouring dimensions a word.
-struct NarrowPanels {
-  const uint32_t* values;  // [panels][pairs][width]
-  const float* start;
-  int64_t pairs;
-  int64_t width;
+// What packing a row tells: squared norms of the centred row and of what the format took from it (both added in
+// float32: `columns` u covers the rounding), the value of one step, and the `offset` above for a row of y.
+struct PackedRow {
+  float squared, lost, scale;
+  int32_t offset;
+};
+
+// A format for screening: `per_word` neighbouring dimensions in each 32-bit word of a row.
+struct Screening {
+  int64_t per_word;
+  bool exact;            // keeps every value: float32
+  int64_t most_columns;  // longer rows could overflow the sum
+  int64_t least_others;  // rows of y from which the products saved outweigh the conversion (measured at 64 columns)
+  // x - mean, zeros up to a multiple of kPackedColumns dimensions; `other` for a row of y.
+  PackedRow (*pack)(const float* x, const float* mean, int64_t columns, bool other, uint32_t* out);
+  // Packed rows (row_stride words apart) and their scales against panels [first, last): scores (score_stride apart) and
+  // the largest score of each panel (peak_stride apart).
+  void (*scores)(const uint32_t* x, const float* scale, int64_t rows, int64_t row_stride, const Panels* panels,
+                 int64_t first, int64_t last, float* out, int64_t score_stride, float* peaks, int64_t peak_stride);
+};
+
+// The error of column i's score is at most gain[i] norm + lost[i] rest + fixed[i].
+struct ScoreBounds {
+  const float *gain, *lost, *fixed;
+  float norm, rest;
 };
 
 // One sample of a group norm, a value a channel: h = (x - mean) p + q; gradient of x = dh p + ((x - mean) e + f).
@@ -72,16 +94,17 @@ struct Kernels {
   double (*loss_chunk)(const LossPlan* plan, int64_t sample, int64_t begin, int64_t end, float a, float b, float scale);
   void (*noise_chunk)(const NoisePlan* plan, int64_t sample, int64_t begin, int64_t end, float alpha, float sigma);
 
-  // rows x `columns` centred values (row_stride floats apart) against panels [first, last): scores (score_stride apart)
-  // and the largest score of each panel (peak_stride apart).
-  void (*scores)(const float* x, int64_t rows, int64_t row_stride, const Panels* panels, int64_t first, int64_t last,
-                 float* out, int64_t score_stride, float* peaks, int64_t peak_stride);
   double (*centre)(const float* x, const float* mean, int64_t columns, float* out);  // out = x - mean; its squared norm
-  float (*centre_row)(const float* x, const float* mean, int64_t columns, float* out);  // the same, norm in float32
-  // kScoreGroups running maxima of score - bound of its panel.
-  void (*best_lower_bounds)(const float* score, int64_t panels, int64_t width, const float* bound, float* groups);
-  // Those of one panel whose upper bound, score + bound, reaches the threshold.
-  int64_t (*collect)(const float* score, int64_t count, float bound, float threshold, int32_t* hits);
+  // Scans of the scores of one row. kScoreGroups running maxima of the lower bounds of a panel:
+  void (*best_lower_bounds)(const float* score, int64_t width, const ScoreBounds* bounds, float* groups);
+  // The only column whose upper bound reaches the largest lower bound, -1 if there are more. `peak` and `most` are the
+  // largest score and bound of each panel.
+  int64_t (*only_best)(const float* score, int64_t panels, int64_t width, const float* peak, const float* most,
+                       const ScoreBounds* bounds);
+  // Columns of one panel whose upper bound reaches the threshold.
+  int64_t (*collect)(const float* score, int64_t width, const ScoreBounds* bounds, float threshold, int32_t* hits);
+  // |x - y|^2 in float32, its relative error within (columns + 3) u.
+  float (*quick_squared)(const float* x, const float* y, int64_t columns);
   double (*direct_squared)(const float* x, const float* y, int64_t columns);
   double (*direct_inner)(const float* x, const float* y, int64_t columns);
   void (*add_row)(double* sum, const float* x, int64_t columns);
@@ -105,23 +128,31 @@ struct Kernels {
                              int64_t pixels, int64_t channels, const NormChannels* c, double* sum, double* moment);
   void (*norm_gradient)(int32_t dtype, bool silu, const void* x, const void* dy, const float* kept, void* dx,
                         int64_t offset, int64_t pixels, int64_t channels, const NormChannels* c);
+
+  // `rows` (1 or kHammingRows) of x against `count` hashes of y, word w of hash j at y[w y_stride + j]: writes
+  // r count + j of each pair within `threshold` bits, ascending in j for a row, and returns their number.
+  int64_t (*hamming_scan)(const uint64_t* x, int64_t rows, int64_t words, const uint64_t* y, int64_t y_stride,
+                          int64_t count, int32_t threshold, int32_t* hits);
 };
 
-// Screening in bfloat16, for the instruction sets that have it.
-struct NarrowKernels {
-  void (*scores)(const uint32_t* x, int64_t rows, int64_t row_stride, const NarrowPanels* panels, int64_t first,
-                 int64_t last, float* out, int64_t score_stride, float* peaks, int64_t peak_stride);
-  // out = x - mean in bfloat16 (zeros up to whole registers); the squared norms of x - mean and of what rounding took.
-  void (*narrow)(const float* x, const float* mean, int64_t columns, uint32_t* out, float* squared, float* lost);
+// The same scan for processors that count the bits of a register in one instruction.
+struct PopcountKernels {
+  decltype(Kernels::hamming_scan) hamming_scan;
 };
 
 extern const Kernels kernels_baseline;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 
-extern const NarrowKernels kernels_avx512bf16;
+// Formats by speed, the last one float32, then null.
+extern const Screening* const screenings_baseline[];
+extern const Screening* const screenings_avx2[];
+extern const Screening* const screenings_avx512[];
+extern const Screening* const screenings_avx512bf16[];
+extern const PopcountKernels kernels_avx512popcnt;
 
-const Kernels& kernels();               // the chosen set; cpu/features.cpp
-const NarrowKernels* narrow_kernels();  // null where the chosen set has none
+const Kernels& kernels();  // the chosen set; cpu/features.cpp
+const Screening* const* screenings();
+const PopcountKernels* popcount_kernels();  // null where the processor or the chosen set has none
 
 }  // namespace prunefast

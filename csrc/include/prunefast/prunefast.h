@@ -73,7 +73,10 @@ typedef struct {
   int32_t threads;
   int64_t* index;  /* out, contiguous [rows, k], nearest first, ties to the smallest index */
   float* distance; /* out, contiguous [rows, k], from direct float64 differences */
+  double* sums;    /* null, or with k = 1, as in prunefast_class_sums with `add`: rows by their nearest, */
+  int64_t* counts; /* while the caches hold them; [others, columns] and [others] */
 } prunefast_topk_args;
+/* PRUNEFAST_OUT_OF_RANGE: a value of x is NaN or infinite. y must be finite. */
 PRUNEFAST_API int32_t prunefast_topk(const prunefast_topk_args* args);
 
 /* sums[c] += rows of x with label c, added in their order in float64; sums: contiguous [classes, columns], counts:
@@ -158,6 +161,22 @@ typedef struct {
 } prunefast_group_norm_args;
 PRUNEFAST_API int32_t prunefast_group_norm_silu(const prunefast_group_norm_args* args);
 PRUNEFAST_API int32_t prunefast_group_norm_silu_backward(const prunefast_group_norm_args* args);
+
+/* Pairs of hashes at most `threshold` bits apart. A self-join (y null) gives each pair once: row i lists the rows j > i.
+ */
+typedef struct {
+  const uint64_t* x; /* contiguous [rows, words] */
+  const uint64_t* y; /* contiguous [others, words]; null: x itself */
+  int64_t rows, others, words;
+  int64_t first, last; /* only these rows of x are looked at */
+  int32_t threshold, threads;
+  int64_t capacity;  /* pairs that index and distance have room for */
+  int64_t* counts;   /* out: [last - first], pairs of each row */
+  int64_t* index;    /* out: ascending within a row; written only where all pairs fit */
+  int32_t* distance; /* out: bits */
+  int64_t* total;    /* out: [1] pairs in all; above capacity, call again with more room */
+} prunefast_hamming_args;
+PRUNEFAST_API int32_t prunefast_hamming_join(const prunefast_hamming_args* args);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,180 @@
+"""Records by index from every source: a random tenth and all, of 64 and 256 px JPEGs, against the loaders people use.
+
+pytest benchmarks/bench_records.py
+
+Peers: a torch DataLoader with two workers and Pillow over a folder; webdataset over a tar with the coreset as a filter
+(it cannot skip); a NumPy memory map of the decoded pixels. The workers of the peers live on from round to round; ours
+start with every round. PRUNEFAST_BENCH_IMAGES: how many images of 64 px (default 4,000), a quarter of it at 256 px.
+"""
+
+import io
+import os
+import tarfile
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from prunefast.data import ImageDataset, open_dataset
+from prunefast.data.buffers import Buffers
+
+BATCH = 64
+IMAGES = int(os.environ.get("PRUNEFAST_BENCH_IMAGES", "4000"))
+COUNT = {64: IMAGES, 256: IMAGES // 4}
+
+
+class Source:
+    """The same JPEGs in a folder, a tar and a zip, and their pixels as an array."""
+
+    def __init__(self, root: Path, side: int):
+        self.side, self.count = side, COUNT[side]
+        rng = np.random.default_rng(side)
+        self.folder, self.tar, self.zip, self.npy = (root / name for name in ("folder", "a.tar", "a.zip", "a.npy"))
+        self.folder.mkdir()
+        pixels = np.lib.format.open_memmap(self.npy, "w+", np.uint8, (self.count, side, side, 3))
+        with tarfile.open(self.tar, "w") as tar, zipfile.ZipFile(self.zip, "w", zipfile.ZIP_STORED) as archive:
+            for k in range(self.count):
+                coarse = Image.fromarray(rng.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8))
+                buffer = io.BytesIO()
+                coarse.resize((side, side), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+                blob, name = buffer.getvalue(), f"{k:06}.jpg"
+                (self.folder / name).write_bytes(blob)
+                info = tarfile.TarInfo(name)
+                info.size = len(blob)
+                tar.addfile(info, io.BytesIO(blob))
+                archive.writestr(name, blob)
+                pixels[k] = np.asarray(Image.open(io.BytesIO(blob)))
+        pixels.flush()
+        self.tenth = np.random.default_rng(0).permutation(self.count)[: self.count // 10]
+        self.all = np.arange(self.count)
+        self.opened = {
+            kind: open_dataset(getattr(self, kind), cache_dir=root / "cache")
+            for kind in ("folder", "tar", "zip", "npy")
+        }
+
+
+@pytest.fixture(scope="session", params=[64, 256])
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return Source(tmp_path_factory.mktemp(f"px{request.param}"), request.param)
+
+
+class PillowFolder(torch.utils.data.Dataset):
+    def __init__(self, source: Source, indices: np.ndarray):
+        self.paths = [source.folder / f"{k:06}.jpg" for k in indices]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, item: int) -> torch.Tensor:
+        with Image.open(self.paths[item]) as image:
+            return torch.from_numpy(np.array(image.convert("RGB")))
+
+
+def dataloader(source: Source, indices: np.ndarray) -> Callable[[], int]:
+    loader = torch.utils.data.DataLoader(
+        PillowFolder(source, indices), batch_size=BATCH, num_workers=2, persistent_workers=True
+    )
+    return lambda: sum(len(batch) for batch in loader)
+
+
+def webdataset(source: Source, indices: np.ndarray) -> Callable[[], int]:
+    wds = pytest.importorskip("webdataset")
+    wanted = {f"{k:06}" for k in indices}
+    data = wds.WebDataset(str(source.tar), shardshuffle=False, empty_check=False)
+    data = data.select(lambda sample: sample["__key__"] in wanted).decode("rgb8").to_tuple("jpg")
+    loader = wds.WebLoader(data, batch_size=None, num_workers=1, persistent_workers=True)
+    return lambda: sum(1 for _ in loader)
+
+
+def memmap(source: Source, indices: np.ndarray) -> Callable[[], int]:
+    pixels = np.load(source.npy, mmap_mode="r")
+    out = np.empty((BATCH, source.side, source.side, 3), dtype=np.uint8)
+
+    def read() -> int:
+        for start in range(0, len(indices), BATCH):
+            part = indices[start : start + BATCH]
+            np.take(pixels, part, axis=0, out=out[: len(part)], mode="clip")
+        return len(indices)
+
+    return read
+
+
+def ours(kind: str) -> Callable[[Source, np.ndarray], Callable[[], int]]:
+    def prepare(source: Source, indices: np.ndarray) -> Callable[[], int]:
+        data: ImageDataset = source.opened[kind]
+        buffers = Buffers()
+        parts = [indices[k : k + BATCH] for k in range(0, len(indices), BATCH)]
+        return lambda: sum(len(images) for _, images in data.decode_ahead(iter(parts), 2, buffers))
+
+    return prepare
+
+
+LOADERS = {
+    "prunefast folder": ours("folder"),
+    "prunefast tar": ours("tar"),
+    "prunefast zip": ours("zip"),
+    "DataLoader Pillow": dataloader,
+    "webdataset": webdataset,
+    "prunefast npy": ours("npy"),
+    "np.memmap": memmap,
+}
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("part", ["tenth", "all"])
+def test_read(benchmark, source: Source, loader: str, part: str) -> None:
+    benchmark.group = f"{part} of {source.count} JPEGs, {source.side} px"
+    indices = getattr(source, part)
+    read = benchmark.pedantic(LOADERS[loader](source, indices), rounds=5, warmup_rounds=1)
+    assert read == len(indices)
+    benchmark.extra_info["images_per_second"] = len(indices) / benchmark.stats.stats.min
+
+
+@pytest.fixture
+def busy_main_thread() -> Iterator[Callable[[Callable[[], int]], int]]:
+    """Runs a reader in a thread while the main thread runs Python without a pause."""
+
+    def run(read: Callable[[], int]) -> int:
+        found: list[int] = []
+        thread = threading.Thread(target=lambda: found.append(read()))
+        thread.start()
+        while thread.is_alive():
+            sum(range(200))
+        return found[0]
+
+    return run
+
+
+@pytest.mark.parametrize("loader", ["prunefast tar", "prunefast npy", "np.memmap"])
+def test_read_beside_a_busy_main_thread(benchmark, source: Source, loader: str, busy_main_thread) -> None:
+    benchmark.group = f"a tenth of {source.count}, {source.side} px, beside a busy main thread"
+    reader = LOADERS[loader](source, source.tenth)
+    read = benchmark.pedantic(busy_main_thread, (reader,), rounds=5, warmup_rounds=1)
+    assert read == len(source.tenth)
+
+
+@pytest.mark.parametrize("way", ["windows of 128 px", "whole images, then cut"])
+def test_patches(benchmark, tmp_path_factory: pytest.TempPathFactory, way: str) -> None:
+    """R / 4 patches of 512 px JPEGs: decoding the window only."""
+    benchmark.group = "128 px patches of 200 JPEGs, 512 px"
+    root = tmp_path_factory.mktemp("px512")
+    rng = np.random.default_rng(0)
+    for k in range(200):
+        coarse = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+        coarse.resize((512, 512), Image.Resampling.BICUBIC).save(root / f"{k}.jpg", quality=90)
+    data = open_dataset(root, cache_dir=root / ".cache")
+    corners = rng.integers(0, 512 - 128 + 1, (200, 2))
+
+    def windows() -> int:
+        return len(data.windows(np.arange(200), corners, 128))
+
+    def whole() -> int:
+        images = data.images(np.arange(200))
+        return len(np.stack([image[y : y + 128, x : x + 128] for image, (y, x) in zip(images, corners, strict=True)]))
+
+    benchmark.pedantic(windows if way.startswith("windows") else whole, rounds=5, warmup_rounds=1)

@@ -1,0 +1,65 @@
+// The Python face of prunefast_images.h: addresses and sizes in, a status out; prunefast.data checks and explains.
+#include "prunefast/prunefast_images.h"
+
+#include <new>
+#include <stdexcept>
+
+#include "arguments.h"
+
+namespace {
+
+using namespace prunefast;
+
+// (count, length, sum, descriptor, offset, folder, names, name_offset, item, threads): addresses, 0 for null
+prunefast_records records(const py::tuple& fields) {
+  const auto at = [&](size_t i) { return fields[i].cast<uintptr_t>(); };
+  return {fields[0].cast<int64_t>(), pointer<int64_t>(at(1)), pointer<uint64_t>(at(2)), pointer<int32_t>(at(3)),
+          pointer<int64_t>(at(4)),   fields[5].cast<int32_t>(), pointer<char>(at(6)),   pointer<int32_t>(at(7)),
+          pointer<int64_t>(at(8)),   fields[9].cast<int32_t>()};
+}
+
+template <typename Call>
+void run(Call call) {
+  int32_t status;
+  {
+    py::gil_scoped_release release;
+    status = call();
+  }
+  if (status == PRUNEFAST_OUT_OF_MEMORY) throw std::bad_alloc();
+  if (status != PRUNEFAST_OK) throw std::runtime_error(prunefast_images_last_error());
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_images, m) {
+  m.doc() = "Reads, checks and decodes image records. Use prunefast.data: nothing here checks its arguments.";
+  m.def("abi_version", &prunefast_images_abi_version);
+  m.def("has_jpeg", [] { return prunefast_images_has_jpeg() != 0; });
+  m.def("xxh3", [](const py::buffer& data) {
+    const py::buffer_info info = data.request();
+    return prunefast_xxh3(info.ptr, info.size * info.itemsize);
+  });
+  m.def("announce", [](const py::tuple& fields) {
+    const prunefast_records args = records(fields);
+    run([&] {
+      prunefast_announce(&args);
+      return PRUNEFAST_OK;
+    });
+  });
+  m.def("sum_records", [](const py::tuple& fields, uintptr_t sum_out, uintptr_t status) {
+    const prunefast_records args = records(fields);
+    run([&] { return prunefast_sum_records(&args, pointer<uint64_t>(sum_out), pointer<int32_t>(status)); });
+  });
+  m.def("copy_records", [](const py::tuple& fields, uintptr_t out, int64_t row_bytes, uintptr_t status) {
+    const prunefast_records args = records(fields);
+    run([&] { return prunefast_copy_records(&args, pointer<uint8_t>(out), row_bytes, pointer<int32_t>(status)); });
+  });
+  m.def("decode_records", [](const py::tuple& fields, int32_t side, int32_t window, uintptr_t corner, bool reduced,
+                             uintptr_t out, uintptr_t status) {
+    const prunefast_records args = records(fields);
+    run([&] {
+      return prunefast_decode_records(&args, side, window, pointer<int32_t>(corner), reduced, pointer<uint8_t>(out),
+                                      pointer<int32_t>(status));
+    });
+  });
+}

@@ -1,0 +1,21 @@
+"""The native module `_images`, where it loads, and what it offers."""
+
+try:
+    from prunefast import _images as images
+except ImportError:  # it links libjpeg, which may be gone: everything then goes the general way
+    images = None  # type: ignore[assignment]
+
+
+def available() -> bool:
+    """Whether records are read and summed natively."""
+    return images is not None
+
+
+def decodes_jpeg() -> bool:
+    """Whether JPEG is decoded natively (libjpeg-turbo was found when prunefast was built)."""
+    return images is not None and images.has_jpeg()
+
+
+def xxh3(data: bytes) -> int:
+    """XXH3 (64 bits, seed 0) of the bytes. Only where `available`."""
+    return images.xxh3(data)
