@@ -37,7 +37,7 @@ typedef enum {
   PRUNEFAST_BASELINE = 0,
   PRUNEFAST_AVX2 = 1,
   PRUNEFAST_AVX512 = 2,
-  PRUNEFAST_AVX512BF16 = 3, /* AVX512 with distances screened in bfloat16 */
+  PRUNEFAST_AVX512BF16 = 3, /* AVX512 with VNNI: distances screened in int8 or bfloat16 */
 } prunefast_isa;
 
 typedef enum { PRUNEFAST_WORDS = 0, PRUNEFAST_UNIFORM = 1, PRUNEFAST_NORMAL = 2 } prunefast_random_kind;
