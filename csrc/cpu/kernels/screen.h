@@ -50,7 +50,9 @@ inline int32_t total(vi values) {
   return sum;
 }
 
-inline int64_t packed_columns(int64_t columns) { return (columns + kPackedColumns - 1) / kPackedColumns * kPackedColumns; }
+inline int64_t packed_columns(int64_t columns) {
+  return (columns + kPackedColumns - 1) / kPackedColumns * kPackedColumns;
+}
 
 struct Float32 {
   static constexpr bool kScaled = false;
