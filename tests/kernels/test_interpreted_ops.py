@@ -153,7 +153,7 @@ def lines_of(script):
 )
 def test_distances():
     lines = lines_of(SEARCH)
-    assert len(lines) == 12 * 4 + 4 + 1 + 8
+    assert len(lines) == 13 * 4 + 4 + 1 + 8
     assert [line for line in lines if not line.endswith("True")] == []
 
 
