@@ -193,6 +193,8 @@ def ddpm(
         (alpha, sigma), (next_alpha, next_sigma) = levels[step], levels[step + 1]
         told: Any = denoise(x, t)
         x0, share = told if variance == "learned" else (told, None)
+        if share is not None and share.shape != x0.shape:
+            raise InputError("variance 'learned' needs a network that predicts it (learn_sigma=True)")
         if clip:
             x0 = x0.clamp(-1, 1)
         # q(x_t | x_s) = N(shrink x_s, forward_variance)
