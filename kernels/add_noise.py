@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .images import load_noise, load_unit, place_in_image
+from .images import corner_inside, load_noise, load_unit, place_in_image
 from .philox import BLOCK_QUADS, seed_words
 
 
@@ -87,6 +87,7 @@ def add_noise(
         noise = None if noise is None else noise.reshape(out.shape)
     if result.numel() == 0:
         return result
+    corner = corner_inside(corner, x0, out.shape[2], out.shape[3])
     elements = out[0].numel()
     blocks = triton.cdiv(elements, BLOCK_QUADS * 4)
     low, high = seed_words(seed)

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .images import load_noise, load_unit, place_in_image
+from .images import corner_inside, load_noise, load_unit, place_in_image
 from .philox import BLOCK_QUADS, seed_words
 
 
@@ -97,6 +97,7 @@ def per_sample_loss(
 ) -> torch.Tensor:
     """Mean squared difference float32 [samples]; writes `gradient` where it is given. All images are 4-dimensional."""
     samples, channels, height, width = pred.shape
+    corner = corner_inside(corner, x0, height, width)
     elements = channels * height * width
     blocks = triton.cdiv(elements, BLOCK_QUADS * 4)
     partial = torch.empty((samples, blocks), dtype=torch.float32, device=pred.device)

@@ -4,6 +4,7 @@ Elements are numbered in the logical order (channel, row, column) whatever the s
 1,024 of one sample.
 """
 
+import torch
 import triton
 import triton.language as tl
 
@@ -44,3 +45,10 @@ def load_noise(
     else:
         values = tl.load(noise + offset, mask=inside, other=0).to(tl.float32)
     return values
+
+
+def corner_inside(corner: torch.Tensor | None, x0: torch.Tensor, height: int, width: int) -> torch.Tensor | None:
+    """Boxes that leave their image moved inside, as the CUDA kernels do: no address is trusted, and nothing waits."""
+    if corner is None:
+        return None
+    return torch.stack([corner[:, 0].clamp(0, x0.shape[2] - height), corner[:, 1].clamp(0, x0.shape[3] - width)], 1)

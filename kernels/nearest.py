@@ -150,8 +150,8 @@ def exact_kernel(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """Rows of the list, one at a time: the `each` smallest float64 direct distances, ties to the smallest index. Each has a
-    pass of its own over y, for the smallest of what comes after the last one."""
+    """Rows of the list, one at a time: the `each` smallest float64 direct distances, ties to the smallest index. Each
+    has a pass of its own over y, for the smallest of what comes after the last one."""
     depth = tl.arange(0, DEPTH)
     for i in range(tl.program_id(0), tl.load(count), tl.num_programs(0)):
         row = tl.load(todo + i)

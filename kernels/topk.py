@@ -34,9 +34,10 @@ def scores_kernel(
     DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One tile of scores, in units of the row's scale times y's."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    """One tile of scores, in units of the row's scale times y's. One dimension of programs: others end at 65,535."""
+    tiles = tl.cdiv(others, COLUMNS)
+    row = (tl.program_id(0) // tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(0) % tiles * COLUMNS + tl.arange(0, COLUMNS)
     inside = row < rows
     there = column < others
     ratio = tl.load(scale + row, mask=inside, other=0.0) / tl.load(limits)
@@ -72,7 +73,7 @@ def topk(
         block = x[first : first + step]
         half, length, scale = packed.pack(block, True)
         score = torch.empty((block.shape[0], others), dtype=torch.float32, device=x.device)
-        scores_kernel[(triton.cdiv(block.shape[0], tile["rows"]), triton.cdiv(others, tile["columns"]))](
+        scores_kernel[(triton.cdiv(block.shape[0], tile["rows"]) * triton.cdiv(others, tile["columns"]),)](
             half,
             packed.half,
             packed.start,

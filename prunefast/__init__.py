@@ -46,6 +46,9 @@ _EXPORTS = {
     "embed": "prunefast.encode",
     "score": "prunefast.score",
     "select": "prunefast.select",
+    "deduplicate": "prunefast.dedup",
+    "Deduplication": "prunefast.dedup",
+    "export": "prunefast.export",
     "Coreset": "prunefast.select",
     "reweight": "prunefast.reweight",
     "ClassWeights": "prunefast.reweight",
@@ -74,6 +77,7 @@ __all__ = [
     "Coreset",
     "CoresetLoader",
     "CoresetSampler",
+    "Deduplication",
     "DenoisingLoss",
     "InputError",
     "PrunefastError",
@@ -81,9 +85,11 @@ __all__ = [
     "TrainConfig",
     "__version__",
     "data",
+    "deduplicate",
     "diffusion",
     "embed",
     "evaluate",
+    "export",
     "export_model",
     "import_model",
     "models",
@@ -131,10 +137,12 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from prunefast import data, diffusion, models, ops
     from prunefast.data import open_dataset
+    from prunefast.dedup import Deduplication, deduplicate  # type: ignore[no-redef]
     from prunefast.diffusion import DenoisingLoss
     from prunefast.encode import embed  # type: ignore[no-redef]  # mypy takes the module of that name first
     from prunefast.errors import InputError, PrunefastError
     from prunefast.evaluate import evaluate  # type: ignore[no-redef]
+    from prunefast.export import export  # type: ignore[no-redef]
     from prunefast.report import report
     from prunefast.reweight import ClassWeights, reweight  # type: ignore[no-redef]
     from prunefast.score import score

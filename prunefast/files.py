@@ -207,6 +207,8 @@ class RunFolder:
         self.features_manifest = self.path / "features.json"
         self.knn = self.path / "knn.npz"
         self.scores = self.path / "scores.parquet"
+        self.groups = self.path / "groups.parquet"
+        self.pairs = self.path / "pairs.parquet"
         self.coreset = self.path / "coreset.parquet"
         self.class_weights = self.path / "class_weights.json"
         self.reweight = self.path / "reweight"  # the proxy's training folder

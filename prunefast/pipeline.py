@@ -17,9 +17,13 @@ import numpy as np
 
 from prunefast.checks import check_features
 from prunefast.data import ImageDataset, open_dataset, open_run_dataset
+from prunefast.dedup import Deduplication, deduplicate
+from prunefast.dedup.deduplicate import ask, survivor_rank
 from prunefast.encode import embed, open_features
 from prunefast.errors import InputError
 from prunefast.evaluate import Evaluation, evaluate
+from prunefast.export import export
+from prunefast.export.export import usage
 from prunefast.files import RunFolder, lock_folder, make_folder, read_json, remove_folder, remove_leftovers
 from prunefast.graph import KnnGraph, build_graph
 from prunefast.progress import format_seconds
@@ -35,6 +39,7 @@ from prunefast.score.parquet_file import to_json
 from prunefast.score.surrogate import SURROGATES, Checkpoints, resolve_checkpoints, surrogate_score
 from prunefast.score.table import load_manifests, load_scores, save_scores
 from prunefast.select import SELECTIONS, Coreset, select
+from prunefast.select.budget import index_mask
 from prunefast.select.compare import check_rate, compare
 from prunefast.select.selection import check_selection
 from prunefast.train import TrainConfig, sample, train
@@ -83,7 +88,10 @@ def open_run(
 
 def _has_results(run: RunFolder) -> bool:
     """Whether anything in the run depends on its data."""
-    return any(path.exists() for path in (run.features, run.scores, run.coreset, run.train, run.samples, run.metrics))
+    return any(
+        path.exists()
+        for path in (run.features, run.scores, run.groups, run.coreset, run.train, run.samples, run.metrics)
+    )
 
 
 @contextlib.contextmanager
@@ -300,6 +308,111 @@ def _open_finite(run: RunFolder, data: ImageDataset) -> np.ndarray:
     return features
 
 
+def dedup_run(
+    run: RunFolder,
+    data: ImageDataset,
+    level: str,
+    *,
+    threshold: float | None = None,
+    max_threshold: float | None = None,
+    against: str | os.PathLike[str] | None = None,
+    against_split: str | None = None,
+    within: bool = True,
+    survivor: Any = "resolution",
+    progress: bool = False,
+    **options: Any,
+) -> Outcome:
+    """groups.parquet and pairs.parquet. `against`: a data set, or a run (for "semantic" a run with features).
+
+    Where the pairs of the same question lie there already, the threshold is moved and nothing compared again.
+    """
+    asked = ask(level, threshold, max_threshold, options)
+    other = None if against is None else _open_against(against, against_split)
+    rank = survivor_rank(data, survivor)
+    request: dict[str, Any] = {
+        "level": level,
+        "options": dataclasses.asdict(asked.options),
+        "within": within,
+        "against": None if other is None else other[0].fingerprint,
+        "survivors": hashlib.sha256(rank.tobytes()).hexdigest()[:16],
+    }
+    if level == "semantic":
+        request["features"] = _digest(run.features_manifest) if run.features_manifest.exists() else None
+    known = Deduplication.load(run.path, data) if run.groups.exists() else None
+    reach = asked.threshold if max_threshold is None else asked.max_threshold
+    if known is not None and _agrees(known.manifest.get("request"), request) and known.max_threshold >= reach:
+        repeated = known.threshold == asked.threshold
+        found = known if repeated else known.rethreshold(asked.threshold)
+    else:
+        repeated = False
+        more: dict[str, Any] = {}
+        if level == "semantic":
+            more["features"] = _open_finite(run, data)
+            if other is not None:
+                more["against_features"] = _against_features(run, *other)
+        found = deduplicate(
+            data,
+            level,
+            threshold=asked.threshold,
+            max_threshold=asked.max_threshold,
+            against=None if other is None else other[0],
+            within=within,
+            survivor=survivor,
+            progress=progress,
+            **more,
+            **options,
+        )
+        found.manifest["request"] = to_json(request)
+    if not repeated:
+        found.save(run.path, data)
+    facts = {
+        "level": level,
+        "threshold": found.threshold,
+        "max_threshold": found.max_threshold,
+        "kept": len(found),
+        "dropped": len(found.dropped),
+        "groups": found.group_count,
+        "dropped_for_other": int((found.against >= 0).sum()),
+    }
+    return Outcome(found.summary(), facts, repeated)
+
+
+def _open_against(source: str | os.PathLike[str], split: str | None) -> tuple[ImageDataset, RunFolder | None]:
+    folder = RunFolder(source)
+    if not folder.items.exists():
+        return open_dataset(source, split=split), None
+    if split is not None:
+        raise InputError(f"--against-split: the run in {folder.path} has its data already; leave it out")
+    return open_run_dataset(folder.items), folder
+
+
+def _against_features(run: RunFolder, other: ImageDataset, folder: RunFolder | None) -> np.ndarray:
+    encoder = read_json(run.features_manifest)["encoder"]
+    if folder is None or not folder.features.exists():
+        name = other.path if folder is None else folder.path
+        raise InputError(
+            f"--against {name}: level semantic needs its features; run: prunefast embed DATA -o RUN2 --encoder "
+            f"{encoder['encoder']}, and give --against RUN2"
+        )
+    if read_json(folder.features_manifest)["encoder"] != encoder:
+        raise InputError(
+            f"--against {folder.path}: was embedded with another encoder than {run.path} (pixels "
+            "is fitted to its data); embed both with the same weights"
+        )
+    return _open_finite(folder, other)
+
+
+def export_run(
+    data: ImageDataset, coreset: Coreset, out: Path, to: str, *, progress: bool = False, **options: Any
+) -> Outcome:
+    """The coreset in another tool's form at `out`."""
+    before = _written(out)
+    export(data, coreset, out, to=to, progress=progress, **options)
+    facts = {"format": to, "out": str(out), "images": len(coreset), "use": usage(to, out)}
+    text = f"{len(coreset):,} images as {to}: {out}\nread it by: {facts['use']}"
+    return Outcome(text, facts, repeated=_written(out) == before)
+
+
 def select_run(
     run: RunFolder,
     data: ImageDataset,
@@ -310,6 +423,7 @@ def select_run(
     seed: int = 0,
     budget: Mapping[str, Any],
     forced: Mapping[str, Sequence[int]] | None = None,
+    duplicates: Deduplication | None = None,
     score_name: str | None = None,
     class_target: Any = None,
     **options: Any,
@@ -324,6 +438,10 @@ def select_run(
     request, arguments = _selection_inputs(
         run, data, method, per_class, seed, budget, forced, score_name, class_target, options
     )
+    if duplicates is not None:
+        request["dedup"] = [duplicates.level, duplicates.threshold, duplicates.digest]
+        dropped = index_mask("must_drop", (forced or {}).get("must_drop"), len(data)) | ~duplicates.keep
+        arguments |= {"must_drop": dropped, "groups": duplicates.groups}
     repeated = path.exists() and _agrees(Coreset.load(path, data).manifest.get("request"), request)
     if repeated:
         coreset = Coreset.load(path, data)

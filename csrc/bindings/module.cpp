@@ -84,6 +84,27 @@ PYBIND11_MODULE(_native, m) {
       return prunefast_mahalanobis(&args, pointer<double>(mean), pointer<double>(factor), pointer<double>(squared));
     });
   });
+  m.def("hamming_join", [](uintptr_t x, uintptr_t y, int64_t rows, int64_t others, int64_t words, int64_t first,
+                           int64_t last, int32_t threshold, int32_t threads, int64_t capacity, uintptr_t counts,
+                           uintptr_t index, uintptr_t distance) {
+    int64_t total = 0;
+    const prunefast_hamming_args args = {pointer<uint64_t>(x),
+                                         pointer<uint64_t>(y),
+                                         rows,
+                                         others,
+                                         words,
+                                         first,
+                                         last,
+                                         threshold,
+                                         threads,
+                                         capacity,
+                                         pointer<int64_t>(counts),
+                                         pointer<int64_t>(index),
+                                         pointer<int32_t>(distance),
+                                         &total};
+    run([&] { return prunefast_hamming_join(&args); });
+    return total;
+  });
   m.def("denoising_loss",
         [](const py::tuple& image_args, const py::object& pred, const py::object& gradient, uintptr_t a, uintptr_t b,
            uintptr_t weight, uintptr_t gradient_scale, uintptr_t labels, uintptr_t reference, int64_t classes,

@@ -12,7 +12,7 @@ namespace prunefast {
 namespace {
 
 struct Features {
-  bool avx2 = false, avx512 = false, avx512bf16 = false;
+  bool avx2 = false, avx512 = false, avx512bf16 = false, avx512popcnt = false;
 };
 
 #if defined(__x86_64__)
@@ -35,6 +35,7 @@ Features detect() {
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return found;
   found.avx2 = ymm && fma && bit(b, 5);
   found.avx512 = found.avx2 && zmm && bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);  // F, DQ, BW, VL
+  found.avx512popcnt = found.avx512 && bit(c, 14);  // VPOPCNTDQ
   const bool vnni = bit(c, 11);
   if (found.avx512 && vnni && __get_cpuid_count(7, 1, &a, &b, &c, &d)) found.avx512bf16 = bit(a, 5);
   return found;
@@ -99,6 +100,13 @@ const Screening* const* screenings() {
     default:
       return screenings_baseline;
   }
+}
+
+const PopcountKernels* popcount_kernels() {
+#if defined(PRUNEFAST_WIDE)
+  if (chosen() >= PRUNEFAST_AVX512 && features().avx512popcnt) return &kernels_avx512popcnt;
+#endif
+  return nullptr;
 }
 
 }  // namespace prunefast

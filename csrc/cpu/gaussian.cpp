@@ -11,12 +11,12 @@
 namespace prunefast {
 namespace {
 
-constexpr int64_t kDepth = 256;               // of one product: two panels of it (100 KB) in the second-level cache
-constexpr int64_t kPackedBytes = 8 << 20;     // of centred rows at a time: in the last-level cache
-constexpr int64_t kGroup = 4;                 // panels by panels of one block of the covariance
-constexpr int64_t kPanelsAtOnce = 8;          // panels of rows that share a piece of the factor
-constexpr int64_t kSlices = 64;               // parts of the rows in the mean: part of the order of summation
-constexpr int64_t kThreadWork = 1 << 20;      // multiply-adds below which a second thread does not pay
+constexpr int64_t kDepth = 256;            // of one product: two panels of it (100 KB) in the second-level cache
+constexpr int64_t kPackedBytes = 8 << 20;  // of centred rows at a time: in the last-level cache
+constexpr int64_t kGroup = 4;              // panels by panels of one block of the covariance
+constexpr int64_t kPanelsAtOnce = 8;       // panels of rows that share a piece of the factor
+constexpr int64_t kSlices = 64;            // parts of the rows in the mean: part of the order of summation
+constexpr int64_t kThreadWork = 1 << 20;   // multiply-adds below which a second thread does not pay
 
 int64_t pieces(int64_t count, int64_t size) { return (count + size - 1) / size; }
 

@@ -16,6 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_data_options(parser)
     common.add_encoder_options(parser)
     common.add_selection(parser)
+    parser.add_argument(
+        "--dedup",
+        choices=("exact", "perceptual", "semantic"),
+        metavar="LEVEL",
+        help="drop duplicates first: exact, perceptual or semantic (default: none are looked for)",
+    )
     common.add_training(parser)
     common.add_sampling(parser)
     group = parser.add_argument_group("class weights")
@@ -66,6 +72,7 @@ def _run(
     sampling: dict[str, Any],
 ) -> int:
     from prunefast import pipeline
+    from prunefast.dedup import Deduplication
     from prunefast.select import Coreset
 
     data = pipeline.open_run(run, options.data, progress=show, **common.data_options(options))
@@ -80,6 +87,10 @@ def _run(
 
     encoder = common.encoder_options(options)
     done("embed", pipeline.embed_run(run, data, progress=show, device=device, **encoder))
+    duplicates = None
+    if options.dedup is not None:
+        done("dedup", pipeline.dedup_run(run, data, options.dedup, progress=show))
+        duplicates = Deduplication.load(run, data)
     selected = pipeline.select_run(
         run,
         data,
@@ -87,6 +98,7 @@ def _run(
         per_class=options.per_class,
         seed=options.select_seed,
         budget=budget,
+        duplicates=duplicates,
         score_name=options.score,
         class_target=common.class_target(options),
         **method_options,

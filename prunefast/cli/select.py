@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_run(parser)
     common.add_selection(parser)
+    parser.add_argument(
+        "--dedup", action="store_true", help="start from what `prunefast dedup` kept (RUN/groups.parquet)"
+    )
     parser.add_argument("-o", "--out", metavar="FILE", help="write the coreset there (default: RUN/coreset.parquet)")
     parser.add_argument(
         "--compare",
@@ -25,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     from prunefast import pipeline
+    from prunefast.dedup import Deduplication
     from prunefast.files import RunFolder
     from prunefast.select import Coreset
 
@@ -46,6 +50,7 @@ def main(options: argparse.Namespace) -> int:
             per_class=options.per_class,
             seed=options.select_seed,
             budget=budget,
+            duplicates=Deduplication.load(run, data) if options.dedup else None,
             score_name=options.score,
             class_target=target,
             **common.method_options(options),

@@ -126,6 +126,41 @@ class ImageDataset:
             raise InputError("read: this data set was made from arrays in memory and has no files; use image()")
         return self._storage.read(item)
 
+    def read_many(self, indices: Any) -> list[bytes]:
+        """The bytes of several items, as `read` gives them; the rows of pixels for a data set in memory."""
+        items = self._checked(as_indices(indices))
+        if self._pixels is not None:
+            return [self._pixels[item].tobytes() for item in items]
+        return self._storage.read_many(items)
+
+    @property
+    def encoded(self) -> bool:
+        """Whether an item is a file of some image format; else it is raw pixels, [H, W, 3] or [3, H, W] or grey."""
+        return self._pixels is None and self._info.layout == "encoded"
+
+    @property
+    def root(self) -> str:
+        """The folder that the keys are relative to; "" where items do not lie in files of their own."""
+        return self._info.root if self.encoded and self._storage.container is None else ""
+
+    @property
+    def files(self) -> Callable[[int], str] | None:
+        """Index -> path of the item's file; None where items do not lie in files of their own."""
+        return (lambda index: os.path.join(self.root, self.keys[index])) if self.root else None
+
+    def grey(self, index: int, least: int) -> np.ndarray:
+        """One image in grey, uint8 [h, w], no smaller than `least` pixels a side where the image is not.
+
+        A JPEG is decoded at the smallest scale that gives them, much faster than in full.
+        """
+        if not self.encoded:
+            return decode.to_grey(self.image(index))
+        item = int(self._checked(np.array([_as_int(index)]))[0])
+        try:
+            return decode.decode_grey(self._storage.read(item), least)
+        except ValueError as error:
+            raise self._explain(item, error) from None
+
     def image(self, index: int) -> np.ndarray:
         """One image as it is stored: uint8 [H, W, 3]."""
         item = int(self._checked(np.array([_as_int(index)]))[0])

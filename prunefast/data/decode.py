@@ -5,6 +5,7 @@ by Pillow, which gives the same pixels. EXIF rotation is applied, alpha is laid 
 to 8; colour profiles are not.
 """
 
+import contextlib
 import io
 import struct
 import warnings
@@ -157,6 +158,23 @@ def decode(data: bytes) -> np.ndarray:
         except (ValueError, RuntimeError):
             pass  # Pillow has the last word: it takes files with harmless flaws
     return _decode_pillow(data)
+
+
+def decode_grey(data: bytes, least: int) -> np.ndarray:
+    """uint8 [h, w], luma; a JPEG at the smallest scale (an eighth and up) that leaves `least` pixels a side.
+
+    `ValueError` where the bytes are no whole image.
+    """
+    header = probe(data)
+    if header.plain and simplejpeg is not None:
+        with contextlib.suppress(ValueError, RuntimeError):
+            return simplejpeg.decode_jpeg(data, "GRAY", True, True, least, least, 1.0)[..., 0]
+    return to_grey(decode(data))
+
+
+def to_grey(image: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] -> luma uint8 [H, W], as JPEG has it (ITU-R 601)."""
+    return np.asarray(Image.fromarray(image).convert("L"))
 
 
 def _decode_pillow(data: bytes) -> np.ndarray:

@@ -130,7 +130,14 @@ class GroupedDenoiser:
 
     def __call__(self, x: Tensor, t: float, labels: Tensor | None = None) -> Tensor:
         """t: one time for all images."""
-        return self.denoisers[self.groups.group_of(float(t)) - 1](x, t, labels)
+        return self._of(t)(x, t, labels)
+
+    def with_share(self, x: Tensor, t: float, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `Denoiser.with_share`: the share of a learned variance, from the same network."""
+        return self._of(t).with_share(x, t, labels)
+
+    def _of(self, t: float) -> Denoiser:
+        return self.denoisers[self.groups.group_of(float(t)) - 1]
 
 
 def evaluation_times(process: Process, sampler: str, steps: int) -> list[float]:

@@ -61,7 +61,7 @@ def _count_on_meta(model: nn.Module, blocks: Iterable[str]) -> _Counter:
     config: dict[str, Any] = model.config  # type: ignore[assignment]
     size, device = config["image_size"], "meta"
     labels = None if config["num_classes"] is None else torch.zeros(1, dtype=torch.int64, device=device)
-    x = torch.empty(1, config["channels"], size, size, device=device)
+    x = torch.empty(1, model.inputs, size, size, device=device)  # type: ignore[call-overload]
     counter = _Counter()
     for name in blocks:
         model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: setattr(counter, "block", name))

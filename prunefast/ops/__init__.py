@@ -6,6 +6,7 @@ from prunefast.ops.crop import Boxes
 from prunefast.ops.denoising_loss import denoising_loss
 from prunefast.ops.gaussian import Gaussian, fit_gaussian, gaussian_log_likelihood
 from prunefast.ops.group_norm_silu import group_norm_silu
+from prunefast.ops.hamming import HammingPairs, hamming_join
 from prunefast.ops.kmeans import KMeans, kmeans
 from prunefast.ops.nearest import nearest
 from prunefast.ops.philox import Stream, randn_philox, uniform_philox
@@ -15,6 +16,7 @@ from prunefast.ops.topk import topk
 __all__ = [
     "Boxes",
     "Gaussian",
+    "HammingPairs",
     "KMeans",
     "Ppca",
     "Stream",
@@ -25,6 +27,7 @@ __all__ = [
     "fit_ppca",
     "gaussian_log_likelihood",
     "group_norm_silu",
+    "hamming_join",
     "kmeans",
     "nearest",
     "ppca_log_likelihood",

@@ -56,10 +56,10 @@ def like(value: Any, tensor: torch.Tensor) -> Any:
     return tensor if isinstance(value, torch.Tensor) else tensor.numpy()
 
 
-def check_matrix(name: str, tensor: torch.Tensor, core_checks: bool = False) -> torch.Tensor:
+def check_matrix(name: str, tensor: torch.Tensor, *, read: bool = True) -> torch.Tensor:
     """Float32 [rows, columns] with finite values; integers and other floats are converted.
 
-    `core_checks`: the operator refuses what is not finite itself where it reads float32 on a CPU; no pass for it here.
+    read=False looks at no value: for operators that must not wait for a device, or that refuse such values themselves.
     """
     if tensor.ndim != 2:
         raise InputError(f"{name}: shape [rows, columns] is needed, not {list(tensor.shape)}")
@@ -67,11 +67,11 @@ def check_matrix(name: str, tensor: torch.Tensor, core_checks: bool = False) -> 
         raise InputError(f"{name}: it has no columns (shape {list(tensor.shape)})")
     if tensor.dtype.is_complex or tensor.dtype == torch.bool:
         raise InputTypeError(f"{name}: real numbers are needed, not {tensor.dtype}")
-    if not (core_checks and tensor.device.type == "cpu" and tensor.dtype == torch.float32):
+    if read:
         check_finite(name, tensor)
     if tensor.dtype != torch.float32:
         converted = tensor.to(torch.float32)
-        if tensor.dtype == torch.float64:
+        if read and tensor.dtype == torch.float64:
             check_finite(name, converted, "does not fit float32")
         return converted
     return tensor

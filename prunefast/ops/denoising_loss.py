@@ -170,6 +170,9 @@ def _scaled(gradient: torch.Tensor, factor: torch.Tensor, leaf: bool) -> torch.T
     if gradient.device.type == "cpu" and not leaf and not torch.compiler.is_compiling() and bool((factor == 1).all()):
         return gradient
     spread = factor.reshape(-1, *(1,) * (gradient.ndim - 1))
+    if gradient.device.type == "cuda" and not torch.compiler.is_compiling():
+        # one pass: rounded as it is written, where the product of bfloat16 and float32 would be stored in between
+        return torch.mul(gradient, spread, out=torch.empty_like(gradient))
     return (gradient * spread).to(gradient.dtype)
 
 

@@ -21,6 +21,7 @@ class Gaussian(NamedTuple):
     covariance: Any
 
 
+@torch.no_grad()
 def fit_gaussian(x: Any, labels: Any = None) -> Gaussian:
     """Mean and covariance of the rows of `x` `[N, D]`, or of each class 0 .. max(labels).
 
@@ -43,6 +44,7 @@ def fit_gaussian(x: Any, labels: Any = None) -> Gaussian:
     return Gaussian(like(x, mean), like(x, covariance))
 
 
+@torch.no_grad()
 def gaussian_log_likelihood(x: Any, gaussian: Gaussian, labels: Any = None, ridge: float = 1e-5) -> Any:
     """log N(x_i; mean, covariance + ridge I), of row i's class when `labels` are given.
 
@@ -60,7 +62,7 @@ def gaussian_log_likelihood(x: Any, gaussian: Gaussian, labels: Any = None, ridg
         InputError, InputTypeError: shapes that do not fit, NaN or infinity, a covariance singular even with this ridge.
     """
     data = check_rows(x)
-    mean, covariance = as_tensor("gaussian", gaussian[0]).double(), as_tensor("gaussian", gaussian[1]).double()
+    mean, covariance = check_model("gaussian", gaussian, Gaussian)
     check_same_device("gaussian", mean, data.device)
     classes = None if labels is None else len(mean)
     expected = [data.shape[1]] if classes is None else [classes, data.shape[1]]
@@ -100,6 +102,14 @@ def check_classes(labels: Any, data: torch.Tensor, classes: int | None = None) -
     return check_labels("labels", label, data.shape[0], classes)
 
 
+def check_model(name: str, model: Any, kind: type) -> Any:
+    """A `kind` of float64 tensors."""
+    fields = getattr(kind, "_fields", ())
+    if not (isinstance(model, tuple | list) and len(model) == len(fields)):
+        raise InputTypeError(f"{name}: what fit_{name} gives is needed, not {type(model).__name__}")
+    return kind(*(as_tensor(name, value).double() for value in model))
+
+
 def check_ridge(ridge: float) -> None:
     if not (isinstance(ridge, int | float) and ridge >= 0 and math.isfinite(ridge)):
         raise InputError(f"ridge: {ridge!r} is not a number of at least 0")
@@ -118,11 +128,11 @@ def rows_of_fit(data: torch.Tensor, labels: Any) -> tuple[torch.Tensor, ...] | N
     if labels is None:
         return None
     label = check_classes(labels, data)
-    rows_by_class = rows_of_classes(label, int(label.max()) + 1)
-    for c, rows in enumerate(rows_by_class):
-        if not len(rows):
-            raise InputError(f"labels: class {c} of 0 .. {len(rows_by_class) - 1} has no rows")
-    return rows_by_class
+    present = torch.unique(label)  # sorted
+    missing = torch.nonzero(present != torch.arange(len(present), device=present.device))
+    if len(missing):
+        raise InputError(f"labels: class {int(missing[0])} of 0 .. {int(present[-1])} has no rows")
+    return rows_of_classes(label, len(present))
 
 
 def chunks(data: torch.Tensor, rows: torch.Tensor | None) -> Iterator[tuple[Any, torch.Tensor]]:

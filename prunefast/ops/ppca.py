@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 
 from prunefast.errors import InputError
-from prunefast.ops.arrays import as_tensor, check_finite, check_integer, check_same_device, like
+from prunefast.ops.arrays import check_finite, check_integer, check_same_device, like
 from prunefast.ops.gaussian import (
     check_classes,
+    check_model,
     check_ridge,
     check_rows,
     chunks,
@@ -35,6 +36,7 @@ class Ppca(NamedTuple):
     noise_variance: Any
 
 
+@torch.no_grad()
 def fit_ppca(x: Any, labels: Any = None, *, components: int) -> Ppca:
     """Maximum-likelihood PPCA of the rows of `x` `[N, D]`, or of each class 0 .. max(labels).
 
@@ -63,6 +65,7 @@ def fit_ppca(x: Any, labels: Any = None, *, components: int) -> Ppca:
     return Ppca(*(like(x, torch.stack(values)) for values in fits))
 
 
+@torch.no_grad()
 def ppca_log_likelihood(x: Any, ppca: Ppca, labels: Any = None, ridge: float = 1e-5) -> Any:
     """log N(x_i; mean, C + ridge I) with the model's covariance C, of row i's class when `labels` are given.
 
@@ -81,7 +84,7 @@ def ppca_log_likelihood(x: Any, ppca: Ppca, labels: Any = None, ridge: float = 1
         InputError, InputTypeError: shapes that do not fit, NaN or infinity, a variance of 0 even with this ridge.
     """
     data = check_rows(x)
-    model = Ppca(*(as_tensor("ppca", value).double() for value in ppca))
+    model = check_model("ppca", ppca, Ppca)
     check_ridge(ridge)
     classes = _check_model(model, data, labels)
     result = torch.empty(data.shape[0], dtype=torch.float64, device=data.device)

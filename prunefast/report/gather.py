@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunefast.data import ImageDataset, open_dataset, open_run_dataset
+from prunefast.dedup import Deduplication
 from prunefast.encode import open_features
 from prunefast.errors import InputError
 from prunefast.evaluate.result import Evaluation
@@ -58,6 +59,7 @@ class Run:
     score_name: str | None = None
     scores: NDArray[np.float64] | None = None
     class_weights: ClassWeights | None = None
+    duplicates: Deduplication | None = None
     notes: dict[str, str] = field(default_factory=dict)
 
 
@@ -79,7 +81,7 @@ def gather(run: str | os.PathLike[str], arms: Mapping[str, str | os.PathLike[str
             if not Path(path).is_dir():
                 raise InputError(f"arms: {name!r}: {os.fspath(path)}: no such folder")
         read = [read_arm(str(name), RunFolder(path), shared) for name, path in arms.items()]
-    if not any(arm.coreset or arm.training or arm.samples or arm.evaluation for arm in read):
+    if not shared.duplicates and not any(arm.coreset or arm.training or arm.samples or arm.evaluation for arm in read):
         raise InputError(
             f"{folder.path}: nothing to report yet; select a coreset first: "
             f"prunefast select {folder.path} --method gaussian --keep 0.3"
@@ -95,6 +97,10 @@ def read_run(folder: RunFolder) -> Run:
         run.features_manifest = manifest if isinstance(manifest, dict) else {}
     missing = "no features.npy (prunefast embed makes it)"
     run.features = _part(run.notes, "map", folder.features, missing, lambda path: open_features(path, run.data))
+    missing = "no groups.parquet (prunefast dedup makes it)"
+    run.duplicates = _part(
+        run.notes, "duplicates", folder.groups, missing, lambda _: Deduplication.load(folder.path, run.data)
+    )
     if run.data is not None and folder.scores.is_file():
         names = _part(run.notes, "scores", folder.scores, "", load_manifests)
         if names:

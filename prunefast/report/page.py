@@ -13,10 +13,21 @@ import prunefast
 from prunefast.errors import InputError
 from prunefast.files import write_text
 from prunefast.report.gather import Arm, Run, gather
-from prunefast.report.sections import class_weights, classes, feature_map, outcome, scores, summary
+from prunefast.report.sections import (
+    class_weights,
+    classes,
+    cluster_sheets,
+    duplicates,
+    feature_map,
+    nearest_kept,
+    outcome,
+    scores,
+    summary,
+)
 from prunefast.report.sections.options import COMPACT, FULL, Options
 from prunefast.report.text import number, short, visible
 from prunefast.report.thumbnails import Thumbnails
+from prunefast.select import Coreset
 
 PIXELATED = 24  # images smaller than this (in pixels a side) are enlarged without smoothing
 TEMPLATES = Path(__file__).parent / "templates"
@@ -76,6 +87,7 @@ def render(run: Run, arms: list[Arm], *, title: str | None = None, compared: boo
         "training": outcome.training_chart(arms),
         "class_weights": class_weights.class_weights_section(run.class_weights),
         "arms": sections,
+        "duplicates": None if compared else _duplicates(run, pictures),
         "encoder": summary.encoder_text(run),
         "map_axes": map_.axes if map_ is not None else None,
         "map_drawn": f"{len(map_.indices):,}" if map_ is not None else None,
@@ -83,6 +95,27 @@ def render(run: Run, arms: list[Arm], *, title: str | None = None, compared: boo
         "manifest": summary.manifest_rows(run, None if compared else arms[0].coreset),
     }
     return _template().render(context)
+
+
+def _duplicates(run: Run, pictures: "_Pictures") -> dict[str, Any] | None:
+    if run.duplicates is None or run.data is None:
+        return None
+    chosen = duplicates.Chosen(run.duplicates)
+    return duplicates.section(chosen, run.data, pictures.prepare(chosen.pictures))
+
+
+def _nearest_kept(run: Run, coreset: Coreset, notes: dict[str, str]) -> nearest_kept.Found | None:
+    if run.features is None or len(run.features) != coreset.total:
+        notes["nearest"] = run.notes.get("map", "the features are not of these images")
+        return None
+    try:
+        found = nearest_kept.find(run, coreset)
+    except InputError as error:
+        notes["nearest"] = visible(str(error).splitlines()[0])
+        return None
+    if found is None:
+        notes["nearest"] = "nothing was dropped"
+    return found
 
 
 class _Notes(dict[str, str]):
@@ -136,6 +169,8 @@ def _arm_section(
         "samples": None,
         "metrics": outcome.metric_section(arm),
         "pairs": [],
+        "nearest": None,
+        "sheets": None,
         "manifest": summary.manifest_rows(run, coreset) if coreset is not None else [],
         "notes": _Notes(arm.notes),
     }
@@ -148,6 +183,10 @@ def _arm_section(
     groups, note, ends = classes.galleries(coreset, scored, sizes)
     wanted = [index for group in groups for row in group.rows for index in row.indices]
     wanted += [training for _, training, _ in pairs]
+    near = _nearest_kept(run, coreset, section["notes"]) if sizes.full_map else None
+    sheets = cluster_sheets.Chosen(coreset) if sizes.full_map else None
+    wanted += near.pictures if near is not None else []
+    wanted += sheets.pictures if sheets is not None else []
     if map_ is not None and sizes.full_map:
         wanted += map_.indices[map_.tiles].tolist()
     thumbnails = pictures.prepare(wanted)
@@ -158,6 +197,10 @@ def _arm_section(
     section["classes"] = classes.class_table(coreset)
     section["clusters"] = classes.cluster_bars(coreset)
     section["groups"] = [classes.group_view(group, coreset, scored, thumbnails) for group in groups]
+    if near is not None and thumbnails is not None:
+        section["nearest"] = nearest_kept.section(near, coreset, thumbnails)
+    if sheets is not None:
+        section["sheets"] = cluster_sheets.section(sheets, coreset, thumbnails)
     section["groups_note"], section["axis_ends"] = note, ends
     if map_ is not None:
         if sizes.full_map:

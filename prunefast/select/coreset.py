@@ -6,7 +6,7 @@ of the same scores needs no new scoring. It is a value: nothing changes it after
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ _COLUMNS = {
     "cluster": pa.int64(),  # null: the method has no clusters
     "kept": pa.bool_(),
 }
+_GROUP = "group"  # int64, -1: no duplicates; only in the file of a coreset that knows them
 _GAIN = "gain"  # float64, null for a dropped image; only in the file of a method that picks one after the other
 
 
@@ -54,6 +55,8 @@ class Coreset:
     weights        float32 [n], in the order of `indices`; finite and not negative
     scores         float64 [N] for all images, higher = keep; None where the method has none
     clusters       int64 [N] for all images; None where the method has none
+    groups         int64 [N], the group of duplicates of each image, -1 for one without; None where duplicates were not
+                   looked for
     gains          float64 [n], what each kept image added when it was picked (k-center: its distance to the picks
                    before, facility location: coverage); None where the method does not pick one after the other
     keep, dropped  bool [N], and the int64 positions that are not kept
@@ -75,7 +78,9 @@ class Coreset:
         weights: Any = None,
         scores: Any = None,
         clusters: Any = None,
+        groups: Any = None,
         gains: Any = None,
+        rethresholder: Callable[[float], "Coreset"] | None = None,  # of a deduplication
         manifest: Mapping[str, Any] | None = None,
     ):
         self._keys = _string_array(keys)
@@ -86,9 +91,11 @@ class Coreset:
         self.classes = _class_names(classes, self.labels)
         self.scores = _scores(scores, total)
         self.clusters = _integers("clusters", clusters, total)
+        self.groups = _integers("groups", groups, total)
+        self._rethresholder = rethresholder
         self.data_fingerprint = str(data_fingerprint)
         self.gains = _gains(gains, len(self.indices), np.argsort(np.asarray(indices), kind="stable"))
-        for array in (self.indices, self.weights, self.labels, self.scores, self.clusters, self.gains):
+        for array in (self.indices, self.weights, self.labels, self.scores, self.clusters, self.groups, self.gains):
             if array is not None:
                 array.flags.writeable = False
         given = {"method": "given", "options": {}, "direction": "as listed", "seed": None, **(manifest or {})}
@@ -188,6 +195,54 @@ class Coreset:
             lines.append(f"  {name:<{width}}  {kept:>9,} of {total:>9,}" + (f"  {kept / total:6.1%}" if total else ""))
         return "\n".join(lines)
 
+    # --- made into another
+
+    def rethreshold(self, threshold: float) -> "Coreset":
+        """The coreset of another threshold, without computing anything again.
+
+        One that `Deduplication.coreset` made moves the distance between duplicates (up to its max_threshold); one with
+        scores keeps the images that score `threshold` or more, whatever its budget was. InputError for others.
+        """
+        if self._rethresholder is not None:
+            return self._rethresholder(threshold)
+        if self.scores is None:
+            raise InputError(
+                "rethreshold: this coreset has no scores to cut; a deduplication that was loaded is moved by "
+                "Deduplication.load(run, data).rethreshold(threshold)"
+            )
+        if self.manifest.get("must_keep") or self.manifest.get("must_drop"):
+            raise InputError(
+                "rethreshold: images were forced into or out of this coreset; select again with threshold="
+            )
+        kept = np.flatnonzero(self.scores >= threshold)
+        if not len(kept):
+            raise InputError(f"threshold: no image scores {threshold!r} or more (the highest is {self.scores.max():g})")
+        budget = {"keep": None, "keep_n": None, "threshold": float(threshold)}
+        return Coreset(
+            indices=kept,
+            keys=self._keys,
+            labels=self.labels,
+            classes=self.classes,
+            data_fingerprint=self.data_fingerprint,
+            scores=self.scores,
+            clusters=self.clusters,
+            groups=self.groups,
+            manifest={**self.manifest, "budget": budget, "per_class": False},
+        )
+
+    def subset(self, dataset: Any) -> Any:
+        """The kept items of a map-style dataset (such as torchvision's) of the same images in the same order.
+
+        A torch.utils.data.Subset. InputError where `dataset` has another number of items.
+        """
+        from torch.utils.data import Subset
+
+        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+            raise InputTypeError(f"dataset: {type(dataset).__name__} has no items by index; give a map-style dataset")
+        if len(dataset) != self.total:
+            raise InputError(f"dataset: has {len(dataset):,} items, this coreset is of {self.total:,} images")
+        return Subset(dataset, self.indices.tolist())
+
     # --- on disk
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -209,6 +264,8 @@ class Coreset:
         ]
         schema = pa.schema([pa.field(name, dtype) for name, dtype in _COLUMNS.items()])
         table = pa.Table.from_arrays(columns, schema=schema)
+        if self.groups is not None:
+            table = table.append_column(_GROUP, pa.array(self.groups, pa.int64()))
         if self.gains is not None:
             gain = np.full(self.total, np.nan)
             gain[self.indices] = self.gains
@@ -253,6 +310,7 @@ class Coreset:
                 data_fingerprint=fingerprint,
                 scores=_optional(table, "score"),
                 clusters=_optional(table, "cluster"),
+                groups=_groups(table),
                 gains=_kept_gains(table, kept),
                 manifest=manifest,
             )
@@ -270,6 +328,14 @@ def _optional(table: pa.Table, name: str) -> np.ndarray | None:
     if column.null_count:
         raise InputError(f"column {name!r} is filled in part only")
     return column.to_numpy()
+
+
+def _groups(table: pa.Table) -> np.ndarray | None:
+    if _GROUP not in table.column_names:
+        return None
+    if table[_GROUP].type != pa.int64():
+        raise InputError(f"column {_GROUP!r} is {table[_GROUP].type}, not int64")
+    return _optional(table, _GROUP)
 
 
 def _kept_gains(table: pa.Table, kept: np.ndarray) -> np.ndarray | None:

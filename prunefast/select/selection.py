@@ -118,6 +118,7 @@ def select(
     class_target: str | Mapping[Any, float] | None = None,
     must_keep: Any = None,
     must_drop: Any = None,
+    groups: Any = None,
     seed: int = 0,
     **options: Any,
 ) -> Coreset:
@@ -140,6 +141,8 @@ def select(
                remainder, ties to the smaller class), "uniform", or {class name or number: share}
     must_keep, must_drop   indices or masks that override the method within the budget. A class with more forced images
                than its quota keeps them all, and the others give up places one by one (`budget.proportional`).
+    groups     [N], `Deduplication.groups`, for `Coreset.groups`; with must_drop=found.dropped the selection starts from
+               what a deduplication kept
     seed       of "random", of k-means and of whatever is drawn
 
     Raises InputError for a budget that cannot be met exactly and for bad arguments, before any work.
@@ -164,10 +167,10 @@ def select(
     if threshold is not None:
         _check_threshold(threshold, selection, per_class)
 
-    groups = labels if per_class and labels is not None else np.zeros(total, dtype=np.int64)
+    parts = labels if per_class and labels is not None else np.zeros(total, dtype=np.int64)
     quota = np.zeros(0, dtype=np.int64)
     if n is not None:
-        quota = _outer_quota(data, class_target, groups, n, kept_mask, dropped_mask)
+        quota = _outer_quota(data, class_target, parts, n, kept_mask, dropped_mask)
     if scores is not None:
         scores = _check_scores("scores", scores, total)
     if features is not None or "features" in selection.takes:
@@ -180,7 +183,7 @@ def select(
         assert isinstance(made, GraphOptions)
         graph = graph_of(made, features, graph, total, seed)
     request = Request(
-        made, total, groups, quota, kept_mask, dropped_mask, labels, per_class, features, scores, graph, seed
+        made, total, parts, quota, kept_mask, dropped_mask, labels, per_class, features, scores, graph, seed
     )
     choice = selection.choose(request)
     direction = METHODS[name].direction if selection.name == "top" and name in METHODS else choice.direction
@@ -194,14 +197,15 @@ def select(
         indices = np.flatnonzero(choice.picked)
     else:
         if choice.clusters is not None:
-            groups, quota = choice.clusters, _inner_quota(choice, groups, quota, kept_mask, dropped_mask)
-        indices = budget.top_of_groups(choice.scores, groups, quota, kept_mask, dropped_mask)
+            parts, quota = choice.clusters, _inner_quota(choice, parts, quota, kept_mask, dropped_mask)
+        indices = budget.top_of_groups(choice.scores, parts, quota, kept_mask, dropped_mask)
 
     return Coreset.from_indices(
         data,
         indices,
         scores=choice.scores,
         clusters=choice.clusters,
+        groups=groups,
         gains=None if choice.gains is None else choice.gains[indices],
         manifest={
             "method": name,

@@ -200,8 +200,8 @@ class CoresetLoader:
         shape = self._data.row_shape
         for positions in self._steps(end):
             chosen, factors = self._at(positions)
-            places = torch.from_numpy(chosen)
-            rows = pixels.index_select(0, places.to(pixels.device)).view(len(places), *shape)
+            places = _moved(torch.from_numpy(chosen), pixels.device)
+            rows = pixels.index_select(0, places).view(len(places), *shape)
             yield self._batch(rows, places, positions, factors)
 
     def _at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -238,15 +238,15 @@ class CoresetLoader:
         self, rows: torch.Tensor, places: torch.Tensor, positions: np.ndarray, factors: np.ndarray | None = None
     ) -> Batch:
         """rows: [B, R, R, 3], or what the data set has; the permuted view is [B, 3, R, R] in channels_last already."""
-        places = places.to(self.device)
+        places = _moved(places, self.device)
         weight = self._weights[places]
         if factors is not None:
-            weight = weight * torch.from_numpy(factors).to(self.device)
+            weight = weight * _moved(torch.from_numpy(factors), self.device)
         return Batch(
-            images=rows.to(self.device).permute(0, 3, 1, 2),
+            images=_moved(rows, self.device).permute(0, 3, 1, 2),
             labels=self._labels[places],
             index=self._index[places],
-            position=torch.from_numpy(positions).to(self.device),
+            position=_moved(torch.from_numpy(positions), self.device),
             weight=weight,
         )
 
@@ -289,6 +289,13 @@ class CoresetLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state; InputError where it is of another coreset or seed."""
         self._position.value = position_of(state, self.seed, self._fingerprint)
+
+
+def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """On the device. To a GPU by way of pinned memory: a copy from pageable memory waits for all work before it."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _check_belongs(coreset: CoresetLike, data: ImageDataset, indices: np.ndarray) -> None:

@@ -21,6 +21,10 @@ class Space:
     budget: int
 
     def __post_init__(self) -> None:
+        if self.budget < self.costs.full and not self.costs.widths:
+            raise InputError(
+                'k: this network has no blocks that can be pruned; take a unet-* or dit-* base, or proposer="none"'
+            )
         if self.budget < self.costs.least:
             least = math.ceil(1000 * self.costs.least / self.costs.full) / 10
             raise InputError(

@@ -96,6 +96,8 @@ def export_model(
             f"{checkpoint}: holds a network a timestep group; export them one by one: {checkpoint}/group-1"
         )
     path, state = find_checkpoint(checkpoint)
+    if state.get("latents") is not None:
+        raise InputError(f"{path}: makes latents, which a DDPMPipeline would show as images; there is no format for it")
     scheduler = _scheduler(state["recipe"]["process"], state["recipe"]["prediction"])
     with torch.random.fork_rng(devices=[]):
         model = build_model(**state["model"])

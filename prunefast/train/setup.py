@@ -276,6 +276,7 @@ def make_step(
 ) -> TrainingStep:
     """The training step of a plan for `network` on its device; seed None: the run's."""
     config = plan.config
+    network_config: dict[str, Any] = plan.model.config  # type: ignore[assignment]
     return TrainingStep(
         network,
         plan.loss.to(plan.device),
@@ -284,8 +285,8 @@ def make_step(
         label_drop=config.label_drop,
         flip=config.flip and plan.latents is None,
         precision=plan.recipe["precision"],
-        coordinates=plan.model.config.get("coordinates", False),
-        augment_labels=plan.model.config.get("augment_labels", 0),
+        coordinates=network_config.get("coordinates", False),
+        augment_labels=network_config.get("augment_labels", 0),
         patches=plan.patches,
         masking=plan.masking,
         latents=plan.latents,

@@ -102,6 +102,14 @@ def test_copies_of_one_network_give_its_bits(name: str, sampler: str) -> None:
     assert torch.equal(sample_images(alone, 2, **arguments), sample_images(grouped, 2, **arguments))
 
 
+def test_a_learned_variance_is_asked_of_the_group() -> None:
+    process = make_process("ddpm-linear")
+    model = build_model("unet-tiny", image_size=8, width=8, channel_multipliers=[1, 2], learn_sigma=True).eval()
+    grouped = GroupedDenoiser(equal_times(process, 2), [Denoiser(model, process), Denoiser(model, process)])
+    arguments = {"image_size": 8, "sampler": "ddpm", "steps": 4, "variance": "learned"}
+    assert torch.equal(sample_images(Denoiser(model, process), 2, **arguments), sample_images(grouped, 2, **arguments))
+
+
 def test_every_evaluation_asks_its_own_group() -> None:
     """Heun's two evaluations of a step may lie in two groups; each goes by its own time."""
     process = make_process("flow")

@@ -8,6 +8,7 @@ import torch
 from scipy.stats import norm
 
 from prunefast.diffusion import DDPM, Denoiser, DenoisingLoss, HybridLoss, sample_images
+from prunefast.diffusion.groups import GroupedDenoiser, TimestepGroups
 from prunefast.diffusion.samplers import ddpm
 from prunefast.diffusion.variational import learned_log_variance
 from prunefast.errors import InputError
@@ -188,3 +189,11 @@ def test_what_cannot_be():
     loss = HybridLoss("ddpm-linear")
     with pytest.raises(InputError, match="pred must have 6 channels for a learned variance"):
         loss(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2), torch.tensor([1]))
+
+
+def test_timestep_groups_of_one_network_are_that_network():
+    model = Perfect(0.3, 0.4)
+    one = Denoiser(model, model.process)
+    groups = GroupedDenoiser(TimestepGroups(model.process, (0.0, 0.3, 1.0)), [one, one])
+    options = {"image_size": 4, "sampler": "ddpm", "steps": 10, "variance": "learned"}
+    assert torch.equal(sample_images(groups, 2, **options), sample_images(one, 2, **options))

@@ -46,10 +46,10 @@ print(_native.isa_in_use(), digest.hexdigest())
 """
 
 
-def run(isa):
+def run(isa, script=DIGEST):
     environment = {**os.environ, "PRUNEFAST_ISA": isa, "OMP_NUM_THREADS": "2"}
     done = subprocess.run(
-        [sys.executable, "-P", "-c", DIGEST], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-P", "-c", script], env=environment, capture_output=True, text=True, check=True
     )
     return done.stdout.split()
 
@@ -61,6 +61,25 @@ def test_every_instruction_set_gives_the_same_bits():
     for isa, (used, _) in results.items():
         assert used == isa
     assert len({digest for _, digest in results.values()}) == 1, results
+
+
+GAUSSIANS = """
+import hashlib, torch
+from prunefast import _native
+from prunefast.ops import native
+
+x = torch.randn(300, 75, generator=torch.Generator().manual_seed(0))
+mean, covariance = native.moments(x, None)
+factor = covariance.tril() + torch.eye(75)
+result = torch.cat([mean, covariance.flatten(), native.mahalanobis(x, None, mean, factor)])
+print(_native.isa_in_use(), hashlib.sha256(result.numpy().tobytes()).hexdigest())
+"""
+
+
+def test_gaussians_have_the_same_bits_where_multiply_adds_are_fused():
+    isas = ops.backends()["cpu"]["isas"]
+    results = {run(isa, GAUSSIANS)[1] for isa in ("avx2", "avx512") if isas[isa]}
+    assert len(results) <= 1, results
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")

@@ -142,6 +142,13 @@ def test_kinds_of_arrays():
     assert isinstance(ops.gaussian_log_likelihood(x.numpy(), fit), np.ndarray)
 
 
+def test_a_graph_ends_here():
+    x = torch.from_numpy(features()).requires_grad_()
+    fit = ops.fit_gaussian(x * 2)
+    assert not fit.covariance.requires_grad
+    assert not ops.gaussian_log_likelihood(x * 2, fit).requires_grad
+
+
 GOOD = features(n=20)
 
 
@@ -169,6 +176,8 @@ def test_bad_fits(x, labels, error, message):
 
 def test_bad_scores():
     fit = ops.fit_gaussian(GOOD)
+    with pytest.raises(InputTypeError, match="gaussian: what fit_gaussian gives"):
+        ops.gaussian_log_likelihood(GOOD, None)
     with pytest.raises(InputError, match="gaussian: mean"):
         ops.gaussian_log_likelihood(GOOD[:, :3], fit)
     with pytest.raises(InputError, match="labels of a fit per class"):

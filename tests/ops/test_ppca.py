@@ -141,6 +141,7 @@ GOOD = features(n=20)
         (GOOD[:4], None, 4, InputError, "x: it has 4 rows; 4 components need at least 5"),
         (GOOD, np.arange(20) // 16, 4, InputError, "labels: class 1 has 4 rows; 4 components need at least 5"),
         (GOOD, np.arange(20) % 2 * 2, 2, InputError, "labels: class 1 of 0 .. 2 has no rows"),
+        (GOOD, np.full(20, 10**12), 2, InputError, "labels: class 0 of 0 .. 1000000000000 has no rows"),
         (np.where(np.arange(12) == 3, np.inf, GOOD), None, 2, InputError, "x: the value at"),
     ],
 )
@@ -162,5 +163,8 @@ def test_bad_scores():
         ops.ppca_log_likelihood(GOOD, per_class, np.full(20, 2))
     with pytest.raises(InputError, match="ridge"):
         ops.ppca_log_likelihood(GOOD, fit, ridge=-1)
+    for wrong in (None, (1, 2), "pca"):
+        with pytest.raises(InputTypeError, match="ppca: what fit_ppca gives is needed"):
+            ops.ppca_log_likelihood(GOOD, wrong)
     with pytest.raises(InputError, match="ppca: the value"):
         ops.ppca_log_likelihood(GOOD, fit._replace(noise_variance=np.nan))

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from prunefast.data import open_dataset
+from prunefast.dedup import deduplicate
 from prunefast.encode import embed
 from prunefast.evaluate import evaluate
 from prunefast.score import score
@@ -45,6 +46,7 @@ def start_run(folder: Path, data_folder: Path) -> Path:
     save_scores(
         folder / "scores.parquet", data, "gaussian", score(features, data.labels, per_class=data.labels is not None)
     )
+    deduplicate(data).save(folder, data)
     return folder
 
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from prunefast.data import from_arrays, open_dataset
+from prunefast.dedup import deduplicate
 from prunefast.errors import InputError
 from prunefast.report import report
 from prunefast.report.gather import read_training
@@ -190,8 +191,10 @@ def test_only_training_yet(run):
 def test_nothing_at_all(tmp_path, data_folder):
     with pytest.raises(InputError, match="no such run folder"):
         report(tmp_path / "none")
+    folder = start_run(tmp_path / "run", data_folder)
+    (folder / "groups.parquet").unlink()
     with pytest.raises(InputError, match="nothing to report yet"):
-        report(start_run(tmp_path / "run", data_folder))
+        report(folder)
 
 
 def test_broken_parts_say_what_is_broken(run):
@@ -396,7 +399,7 @@ def test_closest_pairs_show_sample_and_training_image(run, data_folder, tmp_path
     stored = json.loads(path.read_text())
     stored["metrics"]["memorisation"]["closest"] = [{"sample": "gone.png"}, 3, {"training_index": "x"}, None]
     path.write_text(json.dumps(stored))
-    assert '<li class="pair">' not in report(run).read_text(encoding="utf-8")
+    assert '<li class="pair">' not in section(report(run).read_text(encoding="utf-8"), "metrics")
 
 
 @pytest.mark.parametrize("size", [8, 32, 64, 200])
@@ -424,3 +427,58 @@ def test_finish_arm_is_what_the_page_shows(tmp_path, data_folder):
     samples = section(report(run).read_text(encoding="utf-8"), "samples")
     assert samples.count("<img ") == 9
     assert "9 of 9 generated images" in samples
+
+
+def test_duplicates_show_the_survivor_and_what_it_stands_for(run, data_folder):
+    data = open_dataset(data_folder)
+    found = deduplicate(data, threshold=22, max_threshold=64)
+    found.save(run, data)
+    assert len(found.dropped) > 5
+    page = section(report(run).read_text(encoding="utf-8"), "duplicates")
+    assert f"{len(found.dropped):,} of 90 images" in page
+    groups = sorted(found, key=lambda group: -len(group.dropped))[:24]
+    shown = re.findall(r'<img [^>]*alt="([^",]*), [^"]*, kept"', page)
+    assert shown == [data.keys[group.kept] for group in groups]
+    dropped = re.findall(r'<img [^>]*alt="([^",]*), [^"]*, dropped, distance', page)
+    assert dropped == [data.keys[i] for group in groups for i in group.dropped[:7]]
+    worst = found.least_similar(1)[0]
+    first = re.search(r'alt="Dropped: ([^"]*)"[^>]*><img [^>]*><span>distance ([^<]*)<', page)
+    assert first.groups() == (data.keys[worst[0]], f"{worst[2]:g}")
+
+
+def test_nearest_kept_image_of_what_was_dropped(run, data_folder):
+    coreset = Coreset.load(run / "coreset.parquet")
+    features = np.load(run / "features.npy").astype(np.float64)
+    page = section(report(run).read_text(encoding="utf-8"), "nearest")
+    apart = np.linalg.norm(features[coreset.dropped][:, None] - features[coreset.indices][None], axis=2)
+    worst = coreset.dropped[apart.min(1).argmax()]
+    partner = coreset.indices[apart[apart.min(1).argmax()].argmin()]
+    first = re.search(r'alt="Dropped: ([^,"]*), nearest kept ([^"]*)"', page)
+    assert first.groups() == (coreset.keys[worst], coreset.keys[partner])
+    assert page.count('<li class="pair">') == 24
+    (run / "features.npy").unlink()
+    assert "Left out: no features.npy" in section(report(run).read_text(encoding="utf-8"), "nearest")
+
+
+def test_cluster_sheets_show_kept_and_dropped_images_of_each(run, data_folder):
+    data = open_dataset(data_folder)
+    coreset = select(data, features=np.load(run / "features.npy"), method="clusters", k=20, keep=0.3)
+    coreset.save(run / "coreset.parquet")
+    source = report(run).read_text(encoding="utf-8")
+    page = section(source, "clusters")
+    assert "12 of 20 clusters" in page
+    assert page.count("<h3>Cluster ") == 12
+    row_of = {key: row for row, key in enumerate(data.keys)}
+    sheet = re.split("<h3>Cluster ", page)[1]
+    cluster = int(sheet.split("<")[0])
+    named = re.findall(r'alt="([^",]*), (kept|dropped)"', sheet)
+    assert named
+    assert all(coreset.clusters[row_of[key]] == cluster for key, _ in named)
+    assert all(coreset.keep[row_of[key]] == (state == "kept") for key, state in named)
+
+
+def test_a_broken_or_missing_deduplication_is_left_out_with_a_word(run):
+    (run / "pairs.parquet").write_bytes(b"PAR1")
+    assert re.search(r"Left out: [^.]*pairs\.parquet", read(report(run)).text)
+    (run / "groups.parquet").unlink()
+    assert "Left out: no groups.parquet (prunefast dedup makes it)" in read(report(run)).text

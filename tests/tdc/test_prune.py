@@ -19,6 +19,13 @@ from prunefast.tdc.prune import channel_order, prune
 NETWORKS = {
     "unet": {"name": "unet-tiny", "num_classes": 3, "width": 16, "channel_multipliers": [1, 2]},
     "unet heads": {"name": "unet-tiny", "width": 16, "channel_multipliers": [1, 2], "heads": 2},
+    "iddpm": {
+        "name": "unet-tiny",
+        "width": 16,
+        "channel_multipliers": [1, 2],
+        "learn_sigma": True,
+        "coordinates": True,
+    },
     "dit": {"name": "dit-tiny/2", "num_classes": 3, "depth": 2, "width": 64, "heads": 4},
 }
 
@@ -60,7 +67,7 @@ def masked(model: nn.Module, widths: dict[str, int], order: dict[str, torch.Tens
 
 def inputs(model: nn.Module) -> tuple:
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(2, 3, 8, 8, generator=generator)
+    x = torch.randn(2, model.inputs, 8, 8, generator=generator)
     labels = None if model.config["num_classes"] is None else torch.tensor([0, 2])
     return x, torch.tensor([3.0, 700.0]), labels
 
@@ -109,7 +116,7 @@ def test_flops_are_those_of_torchs_counter(kind: str) -> None:
             narrow = build_model(**{**model.config, "widths": widths})
             labels = None if model.config["num_classes"] is None else torch.zeros(1, dtype=torch.int64)
             with FlopCounterMode(display=False) as counter:
-                narrow(torch.zeros(1, 3, 8, 8), torch.zeros(1), labels)
+                narrow(torch.zeros(1, model.inputs, 8, 8), torch.zeros(1), labels)
         assert costs.flops(widths) == counter.get_total_flops() == model_flops(narrow)
     assert costs.full == model_flops(model)
     assert costs.least == costs.flops({name: e.step for name, e in costs.widths.items()})

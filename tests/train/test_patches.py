@@ -56,9 +56,9 @@ def test_images_and_pixels_are_counted(data, make_config, monkeypatch):
     seen = []
     original = TrainingStep.__call__
 
-    def record(self, batch, patch=None):
+    def record(self, batch, patch=None, **options):
         seen.append((batch.position.tolist(), patch.size))
-        return original(self, batch, patch)
+        return original(self, batch, patch, **options)
 
     monkeypatch.setattr(TrainingStep, "__call__", record)
     result = train(make_config(patch_p=0.3, images=400), data)

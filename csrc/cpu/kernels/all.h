@@ -3,12 +3,12 @@
 
 #include "distance.h"
 #include "gaussian.h"
+#include "hamming.h"
 #include "image.h"
 #include "norm.h"
 
-<<<<<<< HEAD
 #define PRUNEFAST_KERNELS(name)                                                                                       \
   {name,        kVector,      quad_words,   quad_uniforms, quad_normals, store_tile, loss_chunk,         noise_chunk, \
    centre,      best_lower_bounds, only_best, collect,     quick_squared, direct_squared, direct_inner,  add_row,     \
    kPanel,      kFactorRows,  add_products, substitute,    norm_origin,  norm_sums,  norm_apply, norm_gradient_sums,  \
-   norm_gradient}
+   norm_gradient, hamming_scan}

@@ -132,7 +132,8 @@ struct Int16 {
   static PackedRow pack(const float* x, const float* mean, int64_t columns, bool, uint32_t* out) {
     const Extent e = extent(x, mean, columns);
     // Rounded to integers a row is at most sqrt(columns) / 2 longer; 46,340^2 < 2^31.
-    const float norm = __builtin_sqrtf(e.square * 1.01f), scale = step_of(norm, 46000.0f - 0.5f * __builtin_sqrtf((float)columns));
+    const float norm = __builtin_sqrtf(e.square * 1.01f);
+    const float scale = step_of(norm, 46000.0f - 0.5f * __builtin_sqrtf((float)columns));
     const float least = step_of(e.largest, 32767.0f);
     return pack_integers(x, mean, columns, scale > least ? scale : least, e.square, false, vs{}, (vs*)out);
   }

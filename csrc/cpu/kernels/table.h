@@ -9,6 +9,7 @@ namespace prunefast {
 constexpr int64_t kTile = 1024;       // floats of one operand at a time: all operands stay in the first-level cache
 constexpr int64_t kTilePad = 64 + 4;  // room for whole quads before and after a tile
 constexpr int64_t kPackedColumns = 32;  // rows packed for screening are padded to whole registers of every format
+constexpr int64_t kHammingRows = 4;  // query hashes compared with a register of others while it is loaded
 constexpr int64_t kScoreGroups = 64;  // disjoint groups of columns whose best lower bounds give the first threshold
 
 struct PhiloxKey {
@@ -127,6 +128,16 @@ struct Kernels {
                              int64_t pixels, int64_t channels, const NormChannels* c, double* sum, double* moment);
   void (*norm_gradient)(int32_t dtype, bool silu, const void* x, const void* dy, const float* kept, void* dx,
                         int64_t offset, int64_t pixels, int64_t channels, const NormChannels* c);
+
+  // `rows` (1 or kHammingRows) of x against `count` hashes of y, word w of hash j at y[w y_stride + j]: writes
+  // r count + j of each pair within `threshold` bits, ascending in j for a row, and returns their number.
+  int64_t (*hamming_scan)(const uint64_t* x, int64_t rows, int64_t words, const uint64_t* y, int64_t y_stride,
+                          int64_t count, int32_t threshold, int32_t* hits);
+};
+
+// The same scan for processors that count the bits of a register in one instruction.
+struct PopcountKernels {
+  decltype(Kernels::hamming_scan) hamming_scan;
 };
 
 extern const Kernels kernels_baseline;
@@ -138,8 +149,10 @@ extern const Screening* const screenings_baseline[];
 extern const Screening* const screenings_avx2[];
 extern const Screening* const screenings_avx512[];
 extern const Screening* const screenings_avx512bf16[];
+extern const PopcountKernels kernels_avx512popcnt;
 
 const Kernels& kernels();  // the chosen set; cpu/features.cpp
 const Screening* const* screenings();
+const PopcountKernels* popcount_kernels();  // null where the processor or the chosen set has none
 
 }  // namespace prunefast

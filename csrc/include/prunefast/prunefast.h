@@ -37,7 +37,7 @@ typedef enum {
   PRUNEFAST_BASELINE = 0,
   PRUNEFAST_AVX2 = 1,
   PRUNEFAST_AVX512 = 2,
-  PRUNEFAST_AVX512BF16 = 3, /* AVX512 with distances screened in bfloat16 */
+  PRUNEFAST_AVX512BF16 = 3, /* AVX512 with VNNI: distances screened in int8 or bfloat16 */
 } prunefast_isa;
 
 typedef enum { PRUNEFAST_WORDS = 0, PRUNEFAST_UNIFORM = 1, PRUNEFAST_NORMAL = 2 } prunefast_random_kind;
@@ -161,6 +161,22 @@ typedef struct {
 } prunefast_group_norm_args;
 PRUNEFAST_API int32_t prunefast_group_norm_silu(const prunefast_group_norm_args* args);
 PRUNEFAST_API int32_t prunefast_group_norm_silu_backward(const prunefast_group_norm_args* args);
+
+/* Pairs of hashes at most `threshold` bits apart. A self-join (y null) gives each pair once: row i lists the rows j > i.
+ */
+typedef struct {
+  const uint64_t* x; /* contiguous [rows, words] */
+  const uint64_t* y; /* contiguous [others, words]; null: x itself */
+  int64_t rows, others, words;
+  int64_t first, last; /* only these rows of x are looked at */
+  int32_t threshold, threads;
+  int64_t capacity;  /* pairs that index and distance have room for */
+  int64_t* counts;   /* out: [last - first], pairs of each row */
+  int64_t* index;    /* out: ascending within a row; written only where all pairs fit */
+  int32_t* distance; /* out: bits */
+  int64_t* total;    /* out: [1] pairs in all; above capacity, call again with more room */
+} prunefast_hamming_args;
+PRUNEFAST_API int32_t prunefast_hamming_join(const prunefast_hamming_args* args);
 
 #ifdef __cplusplus
 }
