@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--keep", type=float, default=0.1)
     parser.add_argument("--k", type=int, nargs="*", default=[10, 27, 100, 300], help="clusters")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS), help="of selecting")
     options = parser.parse_args()
     data = pf.open_dataset(options.data)
     features = pf.embed(data, encoder=options.encoder, out=options.features, progress=True)
@@ -76,7 +77,8 @@ def main() -> None:
     print(f"{options.encoder}: {len(part):,} images, {counts.tolist()}, KL {divergence(part.labels, len(counts)):.3f}")
     print("| selection | k | KL, mean of seeds (range) | smallest class | largest class | seconds |")
     print("|---|---|---|---|---|---|")
-    for name, way in WAYS.items():
+    for name in options.ways:
+        way = WAYS[name]
         for k in options.k if way["method"] in CLUSTERED else [None]:
             found, kept = [], []
             begun = time.perf_counter()
