@@ -26,6 +26,7 @@ from prunefast.export import export
 from prunefast.export.export import usage
 from prunefast.files import RunFolder, lock_folder, make_folder, read_json, remove_folder, remove_leftovers
 from prunefast.graph import KnnGraph, build_graph
+from prunefast.graph.build import EXACT_OPERATIONS, exact_operations
 from prunefast.progress import format_seconds
 from prunefast.report import report
 from prunefast.reweight import reweight
@@ -49,6 +50,8 @@ from prunefast.train.state import find_checkpoint, list_checkpoints
 
 # Clusters spread the budget over the data by themselves; the others choose inside each class where there are classes.
 GLOBAL_METHODS = ("clusters", "hierarchical", "facility-location")
+
+_DEDUP_NEIGHBOURS = 16  # of the graph; an image with more duplicates is searched for again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -348,6 +351,7 @@ def dedup_run(
         more: dict[str, Any] = {}
         if level == "semantic":
             more["features"] = _open_finite(run, data)
+            more["graph"] = _shared_graph(run, data, more["features"]) if within else None
             if other is not None:
                 more["against_features"] = _against_features(run, *other)
         found = deduplicate(
@@ -363,6 +367,8 @@ def dedup_run(
             **options,
         )
         found.manifest["request"] = to_json(request)
+        if more.get("graph") is not None:
+            found.manifest["graph"] = to_json(more["graph"].manifest)  # with the recall, where it is approximate
     if not repeated:
         found.save(run.path, data)
     facts = {
@@ -375,6 +381,18 @@ def dedup_run(
         "dropped_for_other": int((found.against >= 0).sum()),
     }
     return Outcome(found.summary(), facts, repeated)
+
+
+def _shared_graph(run: RunFolder, data: ImageDataset, features: np.ndarray) -> KnnGraph | None:
+    """The run's kNN graph by cosine: an exact one that is there, or any where comparing all pairs takes too long."""
+    if exact_operations(*features.shape) > EXACT_OPERATIONS:
+        return graph_run(run, data, _DEDUP_NEIGHBOURS, "cosine")
+    if not run.knn.exists():
+        return None
+    graph = KnnGraph.load(run.knn, data)
+    made = graph.manifest
+    same = made.get("features") == _digest(run.features_manifest) and graph.metric == "cosine"
+    return graph if same and made.get("method") == "exact" else None
 
 
 def _open_against(source: str | os.PathLike[str], split: str | None) -> tuple[ImageDataset, RunFolder | None]:
