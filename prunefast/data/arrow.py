@@ -38,7 +38,11 @@ def arrow_files(folder: str) -> list[str]:
 
 def list_arrow(source: str, files: list[str]) -> Listing:
     """Every image of the files, by its place."""
-    offsets, lengths, containers, labels, captions = [], [], [], [], []
+    offsets: list[np.ndarray] = []
+    lengths: list[np.ndarray] = []
+    containers: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    captions: list[str | None] = []
     classes: list[str] = []
     for number, file in enumerate(files):
         with _mapped(file) as mapped:
@@ -52,7 +56,8 @@ def list_arrow(source: str, files: list[str]) -> Listing:
                 lengths.append(size)
                 containers.append(np.full(len(begin), number, dtype=np.int32))
                 label, caption = (_named(batch.schema, *extra) for extra in _EXTRA)
-                labels.append(None if label is None else batch[label].fill_null(-1).to_numpy(zero_copy_only=False))
+                if label is not None:
+                    labels.append(batch[label].fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64))
                 captions += [None] * len(begin) if caption is None else batch[caption].to_pylist()
     if not offsets or not sum(map(len, offsets)):
         raise InputError(f"{source}: has no rows")
@@ -63,7 +68,7 @@ def list_arrow(source: str, files: list[str]) -> Listing:
         containers=files,
         container=np.concatenate(containers),
         offset=np.concatenate(offsets),
-        label=None if any(part is None for part in labels) else np.concatenate(labels).astype(np.int64),
+        label=np.concatenate(labels) if labels else None,
         classes=classes,
         caption=captions if any(caption is not None for caption in captions) else None,
         split="all",

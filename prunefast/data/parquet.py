@@ -35,13 +35,17 @@ class ParquetSource:
         self.name = name
         self.files = list(files)
         self.signature = digest(*map(file_signature, self.files))
-        schema, tables, groups, rows = None, [], [], []
+        schema: pa.Schema | None = None
+        tables: list[pa.Table] = []
+        groups: list[tuple[int, int]] = []  # (file, row group)
+        rows: list[int] = []
+        wanted: list[str | None] = []
         for number, file in enumerate(self.files):
             opened = _open(file)
             if schema is None:
                 schema = opened.schema_arrow
-                self._column, self._inner = _image_column(file, schema)
-                wanted = [_named(schema, names, kinds) for names, kinds in _EXTRA]
+                self._column, self._inner = _image_column(file, opened.schema_arrow)
+                wanted = [_named(opened.schema_arrow, names, kinds) for names, kinds in _EXTRA]
             elif not schema.equals(opened.schema_arrow):
                 raise InputError(f"{file}: has other columns than {self.files[0]}; open one data set at a time")
             tables.append(opened.read([column for column in wanted if column]))

@@ -128,8 +128,8 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module:
     if config.learn_sigma:
         options["learn_sigma"] = True
     if config.dynamic_prune is not None:
-        for key in ("learn_sigma", "mask_ratio", "patch_p"):
-            if getattr(config, key):
+        for key, off in (("learn_sigma", False), ("mask_ratio", 0.0), ("patch_p", None)):
+            if getattr(config, key) != off:
                 raise InputError(f"dynamic_prune: does not go with {key}; leave one of them out")
     model = _network(config, module, data.image_size, options)
     if patches is not None:
