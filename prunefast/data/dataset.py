@@ -343,7 +343,7 @@ class ImageDataset:
         return bool(self.widths[0] == side and self.heights[0] == side)
 
     def _read_rows(self, items: np.ndarray, rows: np.ndarray) -> None:
-        left = range(len(items))
+        left = list(range(len(items)))
         if native.available():
             left = np.flatnonzero(self._records.copy(items, rows) != READ).tolist()
         for number in left:

@@ -1,9 +1,14 @@
 """The native module `_images`, where it loads, and what it offers."""
 
+from types import ModuleType
+
+images: ModuleType | None
 try:
-    from prunefast import _images as images
+    from prunefast import _images
+
+    images = _images
 except ImportError:  # it links libjpeg, which may be gone: everything then goes the general way
-    images = None  # type: ignore[assignment]
+    images = None
 
 
 def available() -> bool:
@@ -18,4 +23,5 @@ def decodes_jpeg() -> bool:
 
 def xxh3(data: bytes) -> int:
     """XXH3 (64 bits, seed 0) of the bytes. Only where `available`."""
+    assert images is not None
     return images.xxh3(data)

@@ -6,6 +6,7 @@ Threads that ask the interpreter once a record come to a halt beside a busy main
 """
 
 import os
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,11 @@ from prunefast.data import native
 from prunefast.data.storage import Storage, open_folder
 
 READ, OTHER, CHANGED, WRONG_SUM = 0, 1, 2, 3  # prunefast_record_status; below zero: -errno
+
+
+def _module() -> ModuleType:
+    assert native.images is not None  # `native.available`
+    return native.images
 
 
 class RecordReader:
@@ -37,21 +43,21 @@ class RecordReader:
         """Tell the system what is read next. Nothing for a file an image: opening it twice costs more than it saves."""
         if self._storage.container is not None:
             fields, _alive = self._fields(items, threads=1)
-            native.images.announce(fields)
+            _module().announce(fields)
 
     def sums(self, items: np.ndarray, threads: int) -> tuple[np.ndarray, np.ndarray]:
         """(uint64 [n] xxh3 of each record, int32 [n] status)."""
         status = np.empty(len(items), dtype=np.int32)
         sums = np.zeros(len(items), dtype=np.uint64)
         fields, _alive = self._fields(items, threads, check=False)
-        native.images.sum_records(fields, sums.ctypes.data, status.ctypes.data)
+        _module().sum_records(fields, sums.ctypes.data, status.ctypes.data)
         return sums, status
 
     def copy(self, items: np.ndarray, out: np.ndarray, threads: int = 1) -> np.ndarray:
         """The bytes of each record into the rows of `out` uint8 [n, at least the longest]; int32 [n] status."""
         status = np.empty(len(items), dtype=np.int32)
         fields, _alive = self._fields(items, threads)
-        native.images.copy_records(fields, out.ctypes.data, out.strides[0], status.ctypes.data)
+        _module().copy_records(fields, out.ctypes.data, out.strides[0], status.ctypes.data)
         return status
 
     def decode(
@@ -63,7 +69,7 @@ class RecordReader:
         status = np.empty(len(items), dtype=np.int32)
         fields, _alive = self._fields(items, threads)
         corner = 0 if corners is None else corners.ctypes.data
-        native.images.decode_records(fields, side, out.shape[1], corner, False, out.ctypes.data, status.ctypes.data)
+        _module().decode_records(fields, side, out.shape[1], corner, False, out.ctypes.data, status.ctypes.data)
         return status
 
     def _fields(self, items: np.ndarray, threads: int, check: bool = True) -> tuple[tuple[int, ...], list[Any]]:

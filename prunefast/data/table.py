@@ -109,14 +109,15 @@ def build_table(
 
     With on_error="skip" every image is decoded in full, so that `skipped` is complete and later reads do not fail.
     """
+    skipped: list[tuple[str, str]] = []
     if listing.all_images:
-        classes, chosen, skipped = _named_classes(source, listing), listing.split or "all", []
+        classes, chosen = _named_classes(source, listing), listing.split or "all"
         width, height, broken = _measure(source, listing, on_error, progress)
     elif listing.layout == "encoded":
         listing, classes, chosen, skipped = _arrange(source, listing, split, on_error)
         width, height, broken = _measure(source, listing, on_error, progress)
     else:
-        classes, chosen, skipped, broken = listing.classes, listing.split or choose_split(source, (), split), [], {}
+        classes, chosen, broken = listing.classes, listing.split or choose_split(source, (), split), {}
         width = np.full(len(listing), listing.width, dtype=np.int32)
         height = np.full(len(listing), listing.height, dtype=np.int32)
     if broken:
