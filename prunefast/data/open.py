@@ -133,7 +133,7 @@ def open_run_dataset(items_parquet: str | os.PathLike[str]) -> ImageDataset:
         raise InputError(f"{items_parquet}: its images were arrays in memory; save them as .npz and open that instead")
     if info.own_source:
         raise InputError(
-            f"{items_parquet}: its images came from a Source of your own ({info.path}), which no path opens again; open "
+            f"{items_parquet}: its images came from a Source of your own ({info.path}), which no path opens; open "
             "it in Python and pass it, or save the images as files"
         )
     data = open_dataset(

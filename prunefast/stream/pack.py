@@ -49,7 +49,7 @@ def pack(
     cache_dir   where packs are kept; default as for `open_dataset`
     threads     that decode
     replace     for images that cannot be read, as `ImageDataset.decode_ahead` has it: `source_index` then says what is
-                shown, and it is asked about them again where the pack was there. Packs made with and without it are two.
+                shown, and it is asked about them again where the pack was there. Packs with and without it are two.
 
     The file is written under another name and renamed when it is whole, so a stopped or killed process leaves none;
     the next one begins again.
