@@ -128,6 +128,9 @@ def connect() -> World:
 def _disconnect() -> None:
     import torch.distributed as dist
 
+    # The frames of an error that nobody caught hold the group too. Its threads have to end here: one that asks a
+    # finalizing interpreter for its lock is killed, which aborts the process.
+    sys.last_value = sys.last_traceback = sys.last_exc = None  # type: ignore[attr-defined, unused-ignore]
     if dist.is_initialized():
         with contextlib.suppress(RuntimeError):  # the others may be gone already
             dist.destroy_process_group()

@@ -192,3 +192,23 @@ def test_torchrun_itself(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**clean, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["3.0", "3.0"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts the threads of Linux")
+def test_no_thread_of_the_group_is_left_when_an_error_ends_the_process(run_ranks):
+    script = """
+import atexit, glob, json, os, torch
+from prunefast import distributed
+distributed.connect()
+atexit.unregister(distributed._disconnect)
+def end():
+    distributed._disconnect()
+    names = [open(path).read() for path in glob.glob("/proc/self/task/*/comm")]
+    print(json.dumps([name for name in names if "gloo" in name or "tcpstore" in name]), flush=True)
+    os._exit(0)
+atexit.register(end)
+def fail(group):
+    raise RuntimeError("nobody catches this")
+fail(torch.distributed.group.WORLD)
+"""
+    assert run_ranks(script, 2) == [[], []]

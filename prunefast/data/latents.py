@@ -68,6 +68,9 @@ class LatentDataset(ImageDataset):
     def read(self, index: int) -> bytes:
         raise InputError(f"{self.folder}: holds latents, not images; open {self._info.path or 'the images'}")
 
+    def read_many(self, indices: Any) -> list[bytes]:
+        raise InputError(f"{self.folder}: holds latents, not images; open {self._info.path or 'the images'}")
+
     def image(self, index: int) -> np.ndarray:
         raise InputError(f"{self.folder}: holds latents, not images; open {self._info.path or 'the images'}")
 

@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -116,6 +116,7 @@ def open_dataset(
         except (InputError, OSError) as error:
             warnings.warn(f"the item table is not kept, every opening will take as long: {error}", stacklevel=2)
     table, info = found
+    info = replace(info, own_source=isinstance(path, Source))
     notices = [
         f"{place}: read from its expanded copy {file} ({size / 1e6:,.1f} MB)"
         for file, size, _ in info.containers
@@ -130,6 +131,11 @@ def open_run_dataset(items_parquet: str | os.PathLike[str]) -> ImageDataset:
     _, info = load_table(items_parquet)
     if not info.path:
         raise InputError(f"{items_parquet}: its images were arrays in memory; save them as .npz and open that instead")
+    if info.own_source:
+        raise InputError(
+            f"{items_parquet}: its images came from a Source of your own ({info.path}), which no path opens; open "
+            "it in Python and pass it, or save the images as files"
+        )
     data = open_dataset(
         info.path, split=info.split, image_size=info.image_size, on_error="skip" if info.on_error == "skip" else "raise"
     )

@@ -82,6 +82,7 @@ class TableInfo:
     on_error: str = "raise"
     image_size: int | None = None
     signature: str = ""  # the source's state when the table was made
+    own_source: bool = False  # of a `Source` that somebody passed: no path opens it again
     version: int = FORMAT_VERSION
 
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from prunefast import distributed, ops
 from prunefast.diffusion import DenoisingLoss
@@ -264,18 +265,29 @@ def _note(history: dict[str, list[Any]], images: int, now: dict[str, Any]) -> No
 
 
 class _Pair(nn.Module):
-    """(x, time, labels) -> the proxy's and the reference's prediction. The reference stays as it is."""
+    """(x, time, labels) -> the proxy's and the reference's prediction. The reference stays as it is.
+
+    augment: how the images were augmented, as the proxy is told; a reference that knows of it is told too.
+    """
 
     def __init__(self, proxy: nn.Module, reference: TrainedNetwork):
         super().__init__()
         self.proxy = proxy
         self.reference = [reference.model]  # in a list: no sub-module, so train() does not reach it
         self.conditional = reference.num_classes is not None
+        config: dict[str, Any] = reference.model.config  # type: ignore[assignment]
+        self.augment_labels = config.get("augment_labels", 0)
 
-    def forward(self, x: Tensor, time: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, time: Tensor, labels: Tensor | None, augment: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        told = {} if augment is None else {"augment": augment}
+        theirs = {}
+        if augment is not None and self.augment_labels:  # only the first says anything: mirroring
+            theirs = {"augment": F.pad(augment[:, :1], (0, self.augment_labels - 1))}
         with torch.no_grad():
-            expected = self.reference[0](x, time, labels if self.conditional else None)
-        return self.proxy(x, time, labels), expected
+            expected = self.reference[0](x, time, labels if self.conditional else None, **theirs)
+        return self.proxy(x, time, labels, **told), expected
 
 
 class _Errors(NamedTuple):
@@ -365,6 +377,7 @@ class _ReweightRun(_Run):
             threads=config.threads,
             device=device,
             placement=config.placement,  # type: ignore[arg-type]
+            on_error=config.on_unreadable,  # type: ignore[arg-type]
             class_weights=uniform if options.draw == "uniform" else None,
             class_weights_in="sampler",
             groups=grouping.of_item,
@@ -412,6 +425,7 @@ class _ReweightRun(_Run):
         self.parts.ema.update(self.images, self.config.batch_size)
         self.meter.update(total, norm, bad)
         self.images += self.config.batch_size
+        self.pixels += self.config.batch_size * self.plan.recipe["image_size"] ** 2
         self.steps += 1
 
     def _write_line(self) -> None:

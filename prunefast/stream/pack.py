@@ -49,7 +49,7 @@ def pack(
     cache_dir   where packs are kept; default as for `open_dataset`
     threads     that decode
     replace     for images that cannot be read, as `ImageDataset.decode_ahead` has it: `source_index` then says what is
-                shown. Packs made with and without it are two.
+                shown, and it is asked about them again where the pack was there. Packs with and without it are two.
 
     The file is written under another name and renamed when it is whole, so a stopped or killed process leaves none;
     the next one begins again.
@@ -69,11 +69,17 @@ def pack(
     )
     entry = CacheEntry(data.path or data.fingerprint, cache_dir)
     path = entry.folder / f"pack-{name}.safetensors"
+    made = False
     if not path.exists():
         with entry.locked():  # who waited here finds it made
             if not path.exists():
                 _write(path, data, indices, side, threads, progress, replace)
-    return _open(path, data, indices, side)
+                made = True
+    packed, source_index = _open(path, data, indices, side)
+    if replace is not None and not made:  # nobody trains on replacements without being told
+        for item in indices[source_index != indices].tolist():
+            replace(item, InputError(f"{data.keys[item]}: could not be read when {path} was made"))
+    return packed
 
 
 def _header(data: ImageDataset, indices: np.ndarray, side: int) -> bytes:
@@ -140,15 +146,16 @@ def _write(
             file.write(column.tobytes())
 
 
-def _open(path: Path, data: ImageDataset, indices: np.ndarray, side: int) -> ImageDataset:
-    """The pack at `path`; it is of these images, by its name, so only damage is looked for."""
+def _open(path: Path, data: ImageDataset, indices: np.ndarray, side: int) -> tuple[ImageDataset, np.ndarray]:
+    """The pack at `path` and its `source_index`; it is of these images, by its name, so only damage is looked for."""
     count, row_bytes = len(indices), side * side * 3
     head = _header(data, indices, side)
     pixels_end = len(head) + count * row_bytes
     with open(path, "rb") as file:
         if file.read(len(head)) != head or os.fstat(file.fileno()).st_size != pixels_end + 24 * count:
             raise InputError(f"{path}: is no whole pack; delete it, and it is made again")
-        file.seek(pixels_end + 16 * count)
+        file.seek(pixels_end + 8 * count)
+        source_index = np.frombuffer(file.read(8 * count), dtype=np.int64)
         sums = np.frombuffer(file.read(), dtype=np.uint64)
     labels = None if data.labels is None else data.labels[indices]
     table = pa.Table.from_arrays(
@@ -176,4 +183,4 @@ def _open(path: Path, data: ImageDataset, indices: np.ndarray, side: int) -> Ima
         labelled=labels is not None,
         containers=[container_state(str(path))],
     )
-    return ImageDataset(table, info)
+    return ImageDataset(table, info), source_index

@@ -51,7 +51,14 @@ class Proxy:
         self.seed = derived_seed("tdc proxy", seed) % 2**62
         self.batches = -(-images // config.batch_size)
         self._loader = CoresetLoader(
-            data, coreset, batch_size=config.batch_size, seed=self.seed, threads=config.threads, device=self.plan.device
+            data,
+            coreset,
+            batch_size=config.batch_size,
+            seed=self.seed,
+            threads=config.threads,
+            device=self.plan.device,
+            placement=config.placement,  # type: ignore[arg-type]
+            on_error=config.on_unreadable,  # type: ignore[arg-type]
         )
         self._kept: list[Batch] = []
 

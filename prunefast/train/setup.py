@@ -92,11 +92,30 @@ class Plan:
         return dataclasses.replace(self, recipe={**self.recipe, "precision": recorded["precision"]})
 
 
+# what says more about an option, and means nothing where that is not given
+_DETAILS = {
+    "patch_p": ("patch_levels", "patch_multiply", "patch_schedule", "patch_loss"),
+    "mask_ratio": ("mask_reconstruction", "mask_images"),
+    "dynamic_prune": ("dynamic_prune_until",),
+}
+
+
+def _check_details(config: TrainConfig) -> None:
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for key, details in _DETAILS.items():
+        if getattr(config, key) != defaults[key]:
+            continue
+        for detail in details:
+            if getattr(config, detail) != defaults[detail]:
+                raise InputError(f"{detail}: means nothing without {key}; give {key} too, or leave it out")
+
+
 def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module: nn.Module | None = None) -> Plan:
     """Raises `InputError` for any option that does not go with the data or with another option.
 
     module: trained in the place of the network that `config.model` names.
     """
+    _check_details(config)
     device = pick_device(config.device)
     groups = weighted_groups(config, data, coreset)
     names = data.classes if config.class_weights_of == "classes" else _cluster_names(groups)
@@ -119,6 +138,8 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module:
     assert data.image_size is not None  # open_inputs
     latents = data.latents if isinstance(data, LatentDataset) else None
     if latents is not None:
+        if config.placement == "pack":
+            raise InputError('placement: latents are packed already; choose "disk" or "memory"')
         options["channels"] = latents.channels
     patches = make_patches(config, data.image_size, PIXEL_LEVELS if latents is None else LATENT_LEVELS)
     if patches is not None:
@@ -131,6 +152,8 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module:
         for key, off in (("learn_sigma", False), ("mask_ratio", 0.0), ("patch_p", None)):
             if getattr(config, key) != off:
                 raise InputError(f"dynamic_prune: does not go with {key}; leave one of them out")
+        if class_weights is not None and config.class_weights_in == "sampler":
+            raise InputError('dynamic_prune: chooses the images itself; give class_weights_in = "loss"')
     model = _network(config, module, data.image_size, options)
     if patches is not None:
         check_patches(patches, model.config["name"], model.size_multiple)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prunefast.data import open_dataset
+from prunefast.data import open_dataset, open_run_dataset
 from prunefast.errors import InputError
 from prunefast.stream import CoresetLoader
 
@@ -99,6 +99,17 @@ def test_the_loader_reads_a_format_of_ones_own(jsonl, truth):
         loader = CoresetLoader(data, Coreset.full(data), batch_size=5, epochs=1, placement=placement)
         for batch in loader:
             np.testing.assert_array_equal(batch.images.permute(0, 2, 3, 1).numpy(), truth[batch.index.numpy()])
+
+
+def test_a_run_cannot_open_a_format_of_ones_own_again_and_says_so(jsonl, tmp_path):
+    for signature in ("", "v1", "v1"):  # not kept, kept, from the cache
+        jsonl.signature = signature
+        open_dataset(jsonl).save_items(tmp_path / "items.parquet")
+        with pytest.raises(
+            InputError, match=r"items.parquet: its images came from a Source of your own \(Jsonl\)"
+        ) as caught:
+            open_run_dataset(tmp_path / "items.parquet")
+        assert "\n" not in str(caught.value)
 
 
 def test_a_kept_table_spares_the_reading(jsonl):

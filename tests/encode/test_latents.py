@@ -150,6 +150,11 @@ def test_training_and_sampling(vaes, photos, tmp_path, config):
         sample(straight.out, 3, steps=2, vae=vaes / "other")
     with pytest.raises(InputError, match=r"holds latents of 8 pixel images"):
         train(config(image_size=16, out=str(tmp_path / "sized")))
+    with pytest.raises(InputError, match="placement: latents are packed already"):
+        train(config(placement="pack", out=str(tmp_path / "packed")))
+    assert not (tmp_path / "packed").exists()
+    with pytest.raises(InputError, match="holds latents, not images"):
+        open_dataset(tmp_path / "latents").read_many([0])
 
 
 def test_the_command(vaes, photos, tmp_path, capsys):

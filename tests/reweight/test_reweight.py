@@ -5,14 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import prunefast as pf
-from prunefast.data import from_arrays
+from prunefast.data import from_arrays, open_dataset
 from prunefast.errors import InputError, InputTypeError
 from prunefast.ops import randn_philox, uniform_philox
 from prunefast.ops.philox import Stream
 from prunefast.reweight import ClassWeights, reweight
 from prunefast.reweight.run import _ReweightRun
+from prunefast.train import train
 from prunefast.train.network import load_network
 
 
@@ -232,3 +234,33 @@ def test_a_reference_of_other_images_or_classes(skewed, proxy, reference, tmp_pa
     larger = from_arrays(np.repeat(np.repeat(images, 2, 1), 2, 2), skewed.labels, classes=skewed.classes)
     with pytest.raises(InputError, match="was trained on images of 8 x 8, the data gives 16"):
         reweight(proxy(), larger, reference=reference)
+
+
+EDM = {"model": "edm-ddpmpp", "process": "edm", "images": 32, "dropout": 0.0}
+EDM_NETWORK = {"width": 8, "channel_multipliers": [1, 2], "blocks": 1, "attention_levels": []}
+
+
+@pytest.mark.parametrize("told", [0, 2])
+def test_networks_that_are_told_of_mirroring(skewed, proxy, tmp_path, told):
+    """The proxy is, by 9 numbers; its reference by 2 or not at all."""
+    base = proxy("base", **EDM, model_options={**EDM_NETWORK, "augment_labels": told})
+    train(base, skewed)
+    config = proxy("told", **EDM, model_options=EDM_NETWORK)
+    weights = reweight(config, skewed, reference=base.out)
+    assert np.isfinite(weights.history["excess"][-1]).all()
+    summary = json.loads((tmp_path / "told" / "reweight" / "summary.json").read_text())
+    assert summary["pixels"] == 32 * 8 * 8
+
+
+def test_an_unreadable_image_is_replaced_here_too(proxy, tmp_path):
+    for k in range(24):
+        folder = tmp_path / "images" / f"class{k % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(k).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{k}.png")
+    data = open_dataset(tmp_path / "images")
+    train(proxy("base", images=16), data)
+    (tmp_path / "images" / data.keys[3]).unlink()
+    with pytest.raises(InputError, match=data.keys[3]):
+        reweight(proxy(), data, reference=tmp_path / "base")
+    with pytest.warns(UserWarning, match="is shown in its place"):
+        reweight(proxy(on_unreadable="replace"), data, reference=tmp_path / "base")

@@ -68,6 +68,16 @@ def test_the_same_replacement_for_every_placement_and_rank(data, make_coreset, p
             assert data.labels[same[0]] == data.labels[index]
 
 
+def test_a_pack_that_was_there_says_so_too(data, make_coreset):
+    coreset = make_coreset(np.arange(COUNT))
+    _, first = batches(data, coreset, batch_size=8, placement="pack")
+    again = CoresetLoader(data, coreset, batch_size=8, epochs=1, placement="pack", on_error="replace")
+    with pytest.warns(UserWarning, match="is shown in its place") as said:
+        list(again)
+    assert len(said) == len(BROKEN)
+    assert [(r.key, r.by) for r in again.replaced] == [(r.key, r.by) for r in first.replaced]
+
+
 def test_it_says_so_once(data, make_coreset):
     coreset = make_coreset(np.arange(COUNT))
     loader = CoresetLoader(data, coreset, batch_size=8, epochs=3, placement="disk", on_error="replace")

@@ -466,6 +466,13 @@ def test_configurations_that_open_everything_themselves(tmp_path, make_config):
         ({"weighting": "heavy"}, "weighting 'heavy'"),
         ({"class_weights": (0.5, 0.5)}, "class_weights: has 2 weights, the data has 3 classes"),
         ({"device": "cuda:7"}, "device 'cuda:7'"),
+        ({"patch_levels": 2}, "patch_levels: means nothing without patch_p"),
+        ({"mask_reconstruction": 0.1}, "mask_reconstruction: means nothing without mask_ratio"),
+        ({"dynamic_prune_until": 8}, "dynamic_prune_until: means nothing without dynamic_prune"),
+        (
+            {"dynamic_prune": 0.5, "class_weights": (0.2, 0.3, 0.5), "class_weights_in": "sampler"},
+            "dynamic_prune: chooses the images itself",
+        ),
     ],
 )
 def test_bad_options_leave_nothing_behind(options, message, data, make_config, tmp_path):
