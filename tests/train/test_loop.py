@@ -291,9 +291,9 @@ def test_a_time_limit(data, make_config, monkeypatch):
         original(self, batch)
         clock[0] += 1.0
 
-    def save(*arguments):
+    def save(*arguments, **named):
         clock[0] += 1_000.0
-        return original_save(*arguments)
+        return original_save(*arguments, **named)
 
     monkeypatch.setattr(loop_module._Run, "_one_step", one_step)
     monkeypatch.setattr(loop_module, "save_checkpoint", save)
