@@ -372,9 +372,9 @@ def test_checkpoints_by_time_and_number(data, make_config, monkeypatch, tmp_path
     saved = []
     original = loop_module.save_checkpoint
 
-    def save(folder, images, *rest):
+    def save(folder, images, *rest, **named):
         saved.append(images)
-        return original(folder, images, *rest)
+        return original(folder, images, *rest, **named)
 
     monkeypatch.setattr(loop_module, "save_checkpoint", save)
     train(make_config(checkpoint_every_images=40, keep_checkpoints=2), data)
