@@ -74,6 +74,13 @@ class LatentDataset(ImageDataset):
     def image(self, index: int) -> np.ndarray:
         raise InputError(f"{self.folder}: holds latents, not images; open {self._info.path or 'the images'}")
 
+    def save_items(self, path: str | os.PathLike[str]) -> None:
+        # the item table is that of the images: it would open them again, at the side of a latent
+        raise InputError(
+            f"{self.folder}: holds latents, a run begins with images; give {self._info.path or 'the images'}, and the "
+            "latents to training (prunefast train --data)"
+        )
+
     def _announce(self, items: np.ndarray) -> None:
         pass  # a memory map
 

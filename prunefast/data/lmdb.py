@@ -12,7 +12,7 @@ DATA_FILE = "data.mdb"
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"P5", b"P6")
 
 
-_ENVIRONMENTS: dict[tuple[str, int], Any] = {}
+_ENVIRONMENTS: dict[tuple[tuple[int, int], int], Any] = {}
 _LOCK = threading.Lock()
 
 
@@ -22,6 +22,8 @@ class LmdbSource:
     def __init__(self, path: str):
         self.name = path
         self.signature = digest(file_signature(os.path.join(path, DATA_FILE)))
+        status = os.stat(os.path.join(path, DATA_FILE))
+        self._file = (status.st_dev, status.st_ino)  # not the path: another environment may take its place
         self._names: list[bytes] = []
         with self._open().begin(buffers=True) as transaction:
             for key, value in transaction.cursor():
@@ -40,7 +42,7 @@ class LmdbSource:
 
     def _open(self) -> Any:
         """The environment, one a process: LMDB's may neither be opened twice nor be used after a fork."""
-        key = (os.path.realpath(self.name), os.getpid())
+        key = (self._file, os.getpid())
         with _LOCK:
             if key not in _ENVIRONMENTS:
                 try:

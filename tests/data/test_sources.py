@@ -333,6 +333,22 @@ def test_lmdb(tmp_path, samples, truth):
     assert list(data.keys) == [key for key, *_ in samples]
 
 
+def test_an_lmdb_that_takes_the_place_of_another(tmp_path, samples, truth):
+    lmdb = pytest.importorskip("lmdb", reason="the package is not installed")
+    for name, shift in (("db", 0), ("new", 1)):
+        folder = str(tmp_path / name)
+        with lmdb.open(folder, map_size=1 << 26) as environment, environment.begin(write=True) as transaction:
+            for place, (key, *_) in enumerate(samples):
+                transaction.put(key.encode(), samples[(place + shift) % 24][1])
+    before = open_dataset(tmp_path / "db")
+    np.testing.assert_array_equal(before.images(range(24)), truth)
+    (tmp_path / "db").rename(tmp_path / "old")
+    (tmp_path / "new").rename(tmp_path / "db")
+    after = open_dataset(tmp_path / "db")
+    np.testing.assert_array_equal(after.images(range(24)), np.roll(truth, -1, axis=0))
+    assert after.fingerprint != before.fingerprint
+
+
 def test_lmdb_without_images_or_broken(tmp_path):
     lmdb = pytest.importorskip("lmdb", reason="the package is not installed")
     with lmdb.open(str(tmp_path / "db"), map_size=1 << 20) as environment, environment.begin(write=True) as transaction:

@@ -157,6 +157,14 @@ def test_training_and_sampling(vaes, photos, tmp_path, config):
         open_dataset(tmp_path / "latents").read_many([0])
 
 
+def test_a_run_does_not_begin_with_latents(vaes, photos, tmp_path, capsys):
+    encode_latents(photos, vaes / "pipeline", tmp_path / "latents")
+    assert main(["embed", str(tmp_path / "latents"), "-o", str(tmp_path / "begun")]) == 2
+    error = capsys.readouterr().err
+    assert f"holds latents, a run begins with images; give {photos.path}" in error
+    assert not (tmp_path / "begun").exists()
+
+
 def test_the_command(vaes, photos, tmp_path, capsys):
     words = ["encode-latents", str(tmp_path / "photos.npz"), "--vae", str(vaes / "vq"), "-o", str(tmp_path / "latents")]
     assert main([*words, "--dry-run"]) == 0
