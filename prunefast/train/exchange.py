@@ -180,6 +180,8 @@ def import_model(folder: str | os.PathLike[str], out: str | os.PathLike[str]) ->
         dropout=network.get("dropout"),
         process=process,
         prediction=prediction,
+        learn_sigma=network.get("learn_sigma", False),
+        class_conditional=False if network["num_classes"] is None else "auto",
         image_size=network["image_size"],
     )
     classes = [str(number) for number in range(network["num_classes"] or 0)]

@@ -208,3 +208,15 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main([*command, "--quiet"]) == 0
     assert main(["tdc", str(tmp_path / "nothing"), "--quiet"]) == 2
     assert "there is no checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("values", [{}, {"learn_sigma": True, "class_conditional": False}], ids=str)
+def test_groups_of_an_imported_network(tmp_path: Path, data: ImageDataset, values: dict) -> None:
+    network = {"width": 8, "channel_multipliers": [1, 2], "blocks": 1, "attention_levels": [1]}
+    options = {"model": "unet-tiny", "model_options": network, "batch_size": 8, "device": "cpu", "precision": "fp32"}
+    train(TrainConfig(out=str(tmp_path / "run"), images=16, **options, **values), data)
+    pf.export_model(tmp_path / "run", tmp_path / "pipe")
+    pf.import_model(tmp_path / "pipe", tmp_path / "back")
+    result = pf.tdc(tmp_path / "back", data, options=pf.TDCOptions(**SMALL), out=tmp_path / "tdc")
+    assert [group["images"] for group in result.groups] == [128, 128]  # a whole batch of the default size
+    assert pf.sample(tmp_path / "tdc", 2, steps=2).shape == (2, 8, 8, 3)
