@@ -77,7 +77,7 @@ def mean_gradient(data: Any, network: Any, times: int, seed: int, bar: Progress)
             live = {name: p.detach().requires_grad_() for name, p in parameters.items()}
             prediction = torch.func.functional_call(model, live, (draw.x, draw.network_time, draw.labels))
             loss = network.loss.per_sample(prediction, draw.images, draw.noise, draw.time).sum()
-            gradients = torch.autograd.grad(loss, list(live.values()))
+            gradients = torch.autograd.grad(loss, list(live.values()), materialize_grads=True)
             for name, gradient in zip(live, gradients, strict=True):
                 total[name] += gradient
         bar.advance(len(items))

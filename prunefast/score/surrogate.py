@@ -97,6 +97,8 @@ def checked_network(path: Path, data: Any, device: Any, ema: bool) -> Any:
     # the training package lies above this one and is needed for its checkpoints only
     from prunefast.train.network import load_network
 
+    if getattr(data, "latents", None) is not None:
+        raise InputError(f"data: {data.path} holds latents, these scores are of images; give the images")
     network = load_network(path, device, ema=ema)
     network.check_data(data, "checkpoint")
     return network

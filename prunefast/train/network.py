@@ -40,6 +40,19 @@ class TrainedNetwork:
                 f"{argument}: {self.path} was trained on images of {self.image_size} x {self.image_size}, the data "
                 f"gives {data.image_size or 'several sizes'}; open it with image_size={self.image_size}"
             )
+        network: dict[str, Any] = self.model.config  # type: ignore[assignment]
+        for key, option in (("coordinates", "patch_p"), ("learn_sigma", "learn_sigma")):
+            if network.get(key):
+                raise InputError(
+                    f"{argument}: {self.path} was trained with {option}, which is not measured with here; give one "
+                    "trained without it"
+                )
+        latents = getattr(data, "latents", None)
+        if network["channels"] != (3 if latents is None else latents.channels):
+            ours = "images" if latents is None else f"latents of {latents.channels} channels"
+            raise InputError(
+                f"{argument}: {self.path} was trained on {network['channels']} channels, the data gives {ours}"
+            )
         if self.num_classes is not None and list(data.classes) != self.classes:
             raise InputError(f"{argument}: {self.path} was trained on other classes ({_listed(self.classes)})")
 

@@ -236,6 +236,22 @@ def test_a_reference_of_other_images_or_classes(skewed, proxy, reference, tmp_pa
         reweight(proxy(), larger, reference=reference)
 
 
+@pytest.mark.parametrize("values", [{"learn_sigma": True}, {"patch_p": 0.5, "patch_levels": 2}], ids=str)
+def test_a_reference_that_is_no_plain_network(skewed, proxy, tmp_path, values):
+    train(proxy("base", images=16, **values), skewed)
+    with pytest.raises(InputError, match=f"reference: .* was trained with {next(iter(values))}"):
+        reweight(proxy(), skewed, reference=tmp_path / "base")
+    with pytest.raises(InputError, match=f"checkpoint: .* was trained with {next(iter(values))}"):
+        pf.score(data=skewed, checkpoint=tmp_path / "base", method="grand")
+    assert not (tmp_path / "proxy").exists()
+
+
+def test_moso_of_a_network_with_weights_that_are_not_always_used(skewed, proxy, tmp_path):
+    network = {"model": "maskdit-tiny/2", "model_options": {"depth": 2, "width": 32, "heads": 2}, "mask_ratio": 0.5}
+    train(proxy("base", images=16, **network), skewed)
+    assert np.isfinite(pf.score(data=skewed, checkpoint=tmp_path / "base", method="moso")).all()
+
+
 EDM = {"model": "edm-ddpmpp", "process": "edm", "images": 32, "dropout": 0.0}
 EDM_NETWORK = {"width": 8, "channel_multipliers": [1, 2], "blocks": 1, "attention_levels": []}
 
