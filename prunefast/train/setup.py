@@ -141,6 +141,11 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module:
         if config.placement == "pack":
             raise InputError('placement: latents are packed already; choose "disk" or "memory"')
         options["channels"] = latents.channels
+    decided = {"image_size": data.image_size, "num_classes": num_classes, "learn_sigma": config.learn_sigma}
+    for key, value in {**decided, "channels": 3 if latents is None else latents.channels}.items():
+        if config.model_options.get(key, value) != value:
+            raise InputError(f"model_options.{key}: follows from the data and the other options; leave it out")
+    options.pop("image_size", None)
     patches = make_patches(config, data.image_size, PIXEL_LEVELS if latents is None else LATENT_LEVELS)
     if patches is not None:
         if config.model.startswith("maskdit"):

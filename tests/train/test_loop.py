@@ -461,6 +461,8 @@ def test_configurations_that_open_everything_themselves(tmp_path, make_config):
         ({"coreset": "/nowhere/coreset.parquet"}, "/nowhere/coreset.parquet"),
         ({"model": "resnet"}, "model 'resnet'"),
         ({"model_options": {"size": 3}}, "no argument 'size'"),
+        ({"model_options": {"image_size": 16}}, "model_options.image_size: follows from the data"),
+        ({"model_options": {"num_classes": 7}}, "model_options.num_classes: follows from the data"),
         ({"process": "brownian"}, "process 'brownian'"),
         ({"prediction": "flow"}, "prediction 'flow' does not go with process 'ddpm-linear'"),
         ({"weighting": "heavy"}, "weighting 'heavy'"),
