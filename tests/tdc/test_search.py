@@ -3,19 +3,24 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from prunefast.data import open_dataset
 from prunefast.diffusion import equal_times, make_process
 from prunefast.errors import InputError, MissingDependencyError
 from prunefast.models import build_model
 from prunefast.models.flops import WidthCosts
+from prunefast.select import Coreset
 from prunefast.tdc import LanguageProposer, LostRound, Space, Trial
 from prunefast.tdc.propose import Evolutionary, Optuna, Random, Uniform, command_to_ask, describe, make_proposer
-from prunefast.tdc.search import best, read_memory, search
+from prunefast.tdc.search import Proxy, best, read_memory, search
 from prunefast.tdc.similarity import contiguous_groups
+from prunefast.train import TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -200,3 +205,18 @@ def test_groups_of_similar_gradients() -> None:
     # all alike: any partition is as good, and there is one
     assert len(contiguous_groups(make_process("flow"), torch.ones(20, 20, dtype=torch.float64), 4)) == 4
     assert len(equal_times(make_process("flow"), 1)) == 1
+
+
+def test_the_proxy_replaces_what_cannot_be_read(tmp_path):
+    for k in range(12):
+        pixels = np.random.default_rng(k).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        (tmp_path / f"class{k % 2}").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / f"class{k % 2}" / f"{k}.png")
+    data = open_dataset(tmp_path)
+    (tmp_path / data.keys[3]).unlink()
+    model = build_model("unet-tiny", image_size=8, num_classes=2)
+    for how, said in (("raise", pytest.raises(InputError)), ("replace", pytest.warns(UserWarning))):
+        config = TrainConfig(out="x", images=8, batch_size=12, model="unet-tiny", device="cpu", on_unreadable=how)
+        proxy = Proxy(config, data, Coreset.full(data), images=12, steps=0, lr=0.0, seed=0)
+        with said:
+            assert np.isfinite(proxy.loss(model))
