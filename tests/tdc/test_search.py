@@ -215,7 +215,10 @@ def test_the_proxy_replaces_what_cannot_be_read(tmp_path):
     data = open_dataset(tmp_path)
     (tmp_path / data.keys[3]).unlink()
     model = build_model("unet-tiny", image_size=8, num_classes=2)
-    for how, said in (("raise", pytest.raises(InputError)), ("replace", pytest.warns(UserWarning))):
+    for how, said in (
+        ("raise", pytest.raises(InputError)),
+        ("replace", pytest.warns(UserWarning, match="in its place")),
+    ):
         config = TrainConfig(out="x", images=8, batch_size=12, model="unet-tiny", device="cpu", on_unreadable=how)
         proxy = Proxy(config, data, Coreset.full(data), images=12, steps=0, lr=0.0, seed=0)
         with said:
