@@ -243,7 +243,7 @@ def _refuse_run(path: str) -> None:
         _, info = load_table(os.path.join(path, "items.parquet"))
     except InputError:
         return
-    raise InputError(f"{path}: is a run on {info.path}, not a data set; give that, or the run where a RUN is asked for")
+    raise InputError(f"{path}: is a run on (or unfinished latents of) {info.path}, not a data set; give that")
 
 
 def _parquet(path: str, files: list[str], split: str | None) -> _Source:

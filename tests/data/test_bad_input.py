@@ -59,7 +59,7 @@ def test_a_run_is_no_data_set(tmp_path, write_folder, files):
     path = write_folder(files)
     (tmp_path / "run").mkdir()
     open_dataset(path).save_items(tmp_path / "run" / "items.parquet")
-    assert f"is a run on {path}, not a data set" in message_of(tmp_path / "run")
+    assert f"is a run on (or unfinished latents of) {path}, not a data set" in message_of(tmp_path / "run")
 
 
 def test_arguments(write_folder, files):
