@@ -114,19 +114,24 @@ def method_options(options: argparse.Namespace) -> dict[str, Any]:
         known: dict[str, Any] = {**METHODS, **SURROGATES}
         kind = known[options.method].options if options.method in known else None
     else:
+        if options.method in SURROGATES:
+            raise InputError(
+                f"--method {options.method}: is a score of a trained model; make it with prunefast score RUN --method "
+                f"{options.method} --checkpoint CKPT, then select with --method top --score {options.method}"
+            )
         kind = SELECTIONS[options.method].options if options.method in SELECTIONS else None
     if kind is not None:  # a method that does not exist is said by the step itself
         make_options(kind, options.method, given)
     return given if kind is not None else {}
 
 
-def key_values(flag: str, words: list[str]) -> dict[str, Any]:
+def key_values(flag: str, words: list[str], form: str = "KEY=VALUE") -> dict[str, Any]:
     """["k=50", "quota=equal"] -> {"k": 50, "quota": "equal"}: Python literals where they are some, else texts."""
     found = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
-            raise InputError(f"{flag} {word}: is not KEY=VALUE")
+            raise InputError(f"{flag} {word}: is not {form}")
         try:
             found[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -142,7 +147,9 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
         help="random, gaussian, ppca, knn, density, prototypes, coverage, moderate, clusters, hierarchical, k-center, "
         "herding, facility-location; of a score: top, band, stratified, interval, d2 (default: gaussian)",
     )
-    group.add_argument("--score", metavar="NAME", help="the score that top, band, ... work on (default: gaussian)")
+    group.add_argument(
+        "--score", metavar="NAME", help="the score that top, band, ... work on (default: gaussian; top needs one)"
+    )
     group.add_argument("--keep", type=float, metavar="F", help="fraction kept, in (0, 1] (default: 0.3)")
     group.add_argument("--keep-n", type=int, metavar="N", help="number kept, instead of --keep")
     group.add_argument("--threshold", type=float, metavar="S", help="keep scores of S and more, instead of --keep")

@@ -14,6 +14,10 @@ OPTIONAL = {
     "transformers": ("CLIP and DINOv2 encoders", "encoders"),
     "torchvision": ("Inception and ResNet encoders", "encoders"),
     "timm": ("timm encoders", "encoders"),
+    "diffusers": ("models of diffusers, autoencoders", "diffusers"),
+    "torch_pruning": ("prunes for timestep groups", "tdc"),
+    "optuna": ("proposes the widths of timestep groups", "tdc"),
+    "lmdb": ("LMDB data sets", "lmdb"),
     "torch_fidelity": ("evaluate --metric inception", "fid"),
 }
 

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from prunefast.files import RunFolder
     from prunefast.train import TrainConfig
 
+UNWEIGHTED: dict[str, Any] = {"class_weights": None, "class_weights_in": "loss"}  # before --reweight has found them
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="image folder, tar, zip, CIFAR archive or .npy/.npz")
@@ -122,7 +124,7 @@ def _run(
 
 def _proxy(options: argparse.Namespace, config: "TrainConfig") -> "TrainConfig":
     """The network that is trained anyway, for `--reweight-images` and without dropout."""
-    return config.replace(images=options.reweight_images or config.images, dropout=0.0, class_weights=None)
+    return config.replace(images=options.reweight_images or config.images, dropout=0.0, **UNWEIGHTED)
 
 
 def _check(
@@ -139,7 +141,7 @@ def _check(
 
     pipeline.check_run(
         data,
-        config,
+        config if options.reweight is None else config.replace(**UNWEIGHTED),
         options.method,
         budget=budget,
         per_class=options.per_class,

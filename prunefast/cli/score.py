@@ -9,7 +9,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_run(parser)
     parser.add_argument(
         "--method",
-        help="gaussian, ppca, knn, density, prototypes, coverage, moderate, clusters or random (default: gaussian)",
+        help="gaussian, ppca, knn, density, prototypes, coverage, moderate, clusters or random; of --checkpoint: loss, "
+        "difficulty, forgetting, el2n, grand or moso (default: gaussian)",
     )
     parser.add_argument("--from", dest="source", metavar="FILE", help="a score of yours: .csv, .tsv, .parquet or .npy")
     parser.add_argument("--column", help="of FILE (default: its only column of numbers)")
@@ -46,7 +47,7 @@ def main(options: argparse.Namespace) -> int:
                 run, data, options.source, name, column=options.column, key=options.key, keep_low=options.keep_low
             )
         elif options.combine is not None:
-            weights = common.key_values("--combine", options.combine.split(","))
+            weights = common.key_values("--combine", options.combine.split(","), "NAME=WEIGHT")
             name = options.name or "combined"
             outcome = pipeline.combine_run(run, data, weights, name, per_class=options.per_class)
         elif options.method in SURROGATES:

@@ -237,6 +237,15 @@ def _listing_of(source: Source, keys: Sequence[str], split: str) -> Listing:
     )
 
 
+def _refuse_run(path: str) -> None:
+    """A run holds tables about images, no images; Parquet of somebody else's may have the same name."""
+    try:
+        _, info = load_table(os.path.join(path, "items.parquet"))
+    except InputError:
+        return
+    raise InputError(f"{path}: is a run on (or unfinished latents of) {info.path}, not a data set; give that")
+
+
 def _parquet(path: str, files: list[str], split: str | None) -> _Source:
     source, chosen = open_parquet(path, files, split)
     return _Source(source.signature, lambda: _listing_of(source, source.keys, chosen), source)
@@ -258,6 +267,7 @@ def _recognise_folder(path: str, split: str | None) -> _Source:
         source = lmdb.LmdbSource(path)
         return _Source(source.signature, lambda: _listing_of(source, source.keys, "all"), source)
     if files := parquet_files(path):
+        _refuse_run(path)
         return _parquet(path, files, split)
     listing = list_folder(path)
     signature = digest(

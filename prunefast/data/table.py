@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import textwrap
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -450,8 +451,8 @@ def load_table(path: str | os.PathLike[str]) -> tuple[pa.Table, TableInfo]:
         raise
     except Exception as error:  # parquet readers fail on hostile bytes in many ways
         raise InputError(
-            f"{path}: is not an item table ({' '.join(str(error).split())[:120]}); delete it, and the same "
-            "command makes it again"
+            f"{path}: is not an item table ({textwrap.shorten(str(error), 120)}); delete it, and the same "
+            "command makes it again (that of a run: prunefast embed DATA -o RUN)"
         ) from None
     return table, info
 

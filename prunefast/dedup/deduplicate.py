@@ -133,7 +133,10 @@ def survivor_rank(data: ImageDataset, survivor: Any) -> np.ndarray:
     total = len(data)
     if isinstance(survivor, str):
         if survivor not in SURVIVORS:
-            raise InputError(f"survivor: {survivor!r} is not one of {', '.join(SURVIVORS)}, or numbers")
+            raise InputError(
+                f"survivor: {survivor!r} is not one of {', '.join(SURVIVORS)}, or numbers (--survivor score:NAME "
+                "or FILE.npy)"
+            )
         pixels = data.widths.astype(np.int64) * data.heights
         size = data.table["length"].to_numpy()
         keys = {"resolution": (-size, -pixels), "size": (-pixels, -size), "first": ()}[survivor]

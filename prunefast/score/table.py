@@ -63,7 +63,9 @@ def load_scores(path: str | os.PathLike[str], column: str, dataset: Any = None) 
     table, whole = _read(path, dataset)
     if column not in whole["columns"]:
         there = ", ".join(whole["columns"]) or "none"
-        raise InputError(f"{path}: has no scores {column!r}; there are {there}. Run: prunefast score --method {column}")
+        raise InputError(
+            f"{path}: has no scores {column!r}; there are {there}; name one of them, or run prunefast score"
+        )
     values = table[column].to_numpy()
     if not np.isfinite(values).all():
         raise InputError(f"{path}: column {column!r} has cells that are no finite number; {REMAKE}")

@@ -142,6 +142,8 @@ def import_model(folder: str | os.PathLike[str], out: str | os.PathLike[str]) ->
     """
     folder, out = Path(folder), Path(out)
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
+    if not (unet / "config.json").is_file():
+        raise InputError(f"{folder}: holds no unet/config.json; give a diffusers folder, with unet/ and scheduler/")
     config = read_json(unet / "config.json")
     if not isinstance(config, dict):
         raise InputError(f"{unet / 'config.json'}: is no configuration of a network")

@@ -97,6 +97,7 @@ _DETAILS = {
     "patch_p": ("patch_levels", "patch_multiply", "patch_schedule", "patch_loss"),
     "mask_ratio": ("mask_reconstruction", "mask_images"),
     "dynamic_prune": ("dynamic_prune_until",),
+    "class_weights": ("class_weights_in",),
 }
 
 

@@ -220,7 +220,8 @@ def check_same_recipe(recorded: Mapping[str, Any], wanted: Mapping[str, Any], fo
     if changed:
         listing = ", ".join(f"{key} ({_short(recorded.get(key))}, now {_short(wanted.get(key))})" for key in changed)
         raise InputError(
-            f"{folder}: holds a run with other options: {listing}; put them back to continue it, or choose another out"
+            f"{folder}: holds a run with other options: {listing}; put them back to continue it, delete the "
+            "folder, or choose another out"
         )
 
 

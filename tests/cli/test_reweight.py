@@ -67,11 +67,13 @@ def test_scores_from_a_surrogate(prunefast, run, tmp_path):
 def test_a_run_with_weights(prunefast, run, images, tmp_path):
     rest = ("--samples", 4, "--steps", 2, "--images", 32, "--method", "random", *FAST, *SMALL)
     command = ("run", images, "-o", tmp_path / "whole", "--reweight", tmp_path / "ref", "--reweight-images", 16, *rest)
+    command += ("--class-weights-in", "sampler")
     call = prunefast(*command, "--json")
     assert call.status == 0, call.err
     assert list(call.facts) == ["embed", "select", "reweight", "train", "sample", "evaluate", "report"]
     config = (tmp_path / "whole" / "train" / "config.toml").read_text()
     assert "class_weights.json" in config
+    assert 'class_weights_in = "sampler"' in config
     again = prunefast(*command, "--json")
     assert again.facts["reweight"]["repeated"]
     assert again.facts["train"]["repeated"]

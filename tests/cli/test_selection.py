@@ -93,6 +93,8 @@ def test_overlap_is_counted(prunefast, run: Path) -> None:
         (["select", "--class-target", "9=1"], "'9' is no class"),
         (["select", "--class-target", "uniform", "--global"], "leave --global out"),
         (["select", "--class-target", "uniform", "--threshold", "1"], "threshold: is the same score"),
+        (["score", "--combine", "gaussian"], "--combine gaussian: is not NAME=WEIGHT"),
+        (["select", "--method", "loss"], "select with --method top --score loss"),
         (["select", "--compare", "gaussian,best"], "'best' is not a selection"),
         (["select", "--compare", "gaussian", "--option", "k=3"], "--option: means nothing with --compare"),
         (["select", "--compare", "gaussian", "--method", "d2"], "--method and --compare"),

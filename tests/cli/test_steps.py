@@ -145,6 +145,9 @@ def test_doctor_names_every_backend(prunefast) -> None:
         assert isinstance(backend["live"], bool)
         assert backend["detail"]
     assert call.facts["backends"]["cpu"]["live"] is True
+    assert {"sklearn", "triton", "transformers", "diffusers", "torch_pruning", "optuna", "lmdb"} <= set(
+        call.facts["packages"]
+    )
 
 
 @pytest.mark.parametrize("record", ["null", "[]", "{}", '{"protocol": null}', "{", "[" * 100_000])

@@ -55,6 +55,13 @@ def test_folder_of_other_files_tells_what_is_there(write_folder):
     assert ".jpg" in message_of(root)  # which names images have
 
 
+def test_a_run_is_no_data_set(tmp_path, write_folder, files):
+    path = write_folder(files)
+    (tmp_path / "run").mkdir()
+    open_dataset(path).save_items(tmp_path / "run" / "items.parquet")
+    assert f"is a run on (or unfinished latents of) {path}, not a data set" in message_of(tmp_path / "run")
+
+
 def test_arguments(write_folder, files):
     root = write_folder(files)
     for options, word in [

@@ -93,7 +93,7 @@ def test_missing(path):
     with pytest.raises(InputError, match="no such file; score again"):
         load_scores(path, "gaussian")
     save_scores(path, Data(), "random", np.zeros(4))
-    with pytest.raises(InputError, match="has no scores 'gaussian'; there are random"):
+    with pytest.raises(InputError, match="has no scores 'gaussian'; there are random; name one"):
         load_scores(path, "gaussian")
 
 

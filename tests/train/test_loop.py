@@ -471,6 +471,7 @@ def test_configurations_that_open_everything_themselves(tmp_path, make_config):
         ({"patch_levels": 2}, "patch_levels: means nothing without patch_p"),
         ({"mask_reconstruction": 0.1}, "mask_reconstruction: means nothing without mask_ratio"),
         ({"dynamic_prune_until": 8}, "dynamic_prune_until: means nothing without dynamic_prune"),
+        ({"class_weights_in": "sampler"}, "class_weights_in: means nothing without class_weights"),
         (
             {"dynamic_prune": 0.5, "class_weights": (0.2, 0.3, 0.5), "class_weights_in": "sampler"},
             "dynamic_prune: chooses the images itself",
