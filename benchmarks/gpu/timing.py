@@ -15,6 +15,7 @@ from gpu.job import Job
 
 Call = Callable[..., Any]
 LEAST_MS = 10.0  # of one round, so that the event's resolution (0.5 us) does not count
+MOST_REPEATS = 1000  # in one round, however short
 
 
 def median_ms(call: Call, sets: list[tuple], job: Job, seconds: float = 1.0, graph: bool = True) -> dict[str, Any]:
@@ -52,8 +53,8 @@ def _rounds(work: Callable[[], Any], calls: int, seconds: float) -> list[float]:
         stop.record()
         stop.synchronize()
         elapsed = start.elapsed_time(stop)
-        if elapsed < LEAST_MS / 2 and not found:
-            repeats = min(max(2 * repeats, round(repeats * LEAST_MS / max(elapsed, 1e-3))), 1000)
+        if elapsed < LEAST_MS / 2 and not found and repeats < MOST_REPEATS:
+            repeats = min(max(2 * repeats, round(repeats * LEAST_MS / max(elapsed, 1e-3))), MOST_REPEATS)
             continue
         found.append(elapsed / repeats / calls)
     return sorted(found)
