@@ -180,8 +180,15 @@ def philox(device: torch.device, small: bool) -> Found:
         truth = ops.randn_philox(shape, seed, position.cpu(), stream, dtype=torch.float64)
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             normal = ops.randn_philox(shape, seed, position, stream, dtype=dtype)
-            error = float((normal.cpu().double() - truth).abs().max())
-            yield f"normal {seed} {stream} {size} {dtype}", error, 2e-6 if dtype == torch.float32 else 2e-2
+            error = (normal.cpu().double() - truth).abs()
+            if dtype == torch.float32:
+                yield f"normal {seed} {stream} {size} {dtype}", float(error.max()), 2e-6
+                continue
+            # half a last place of what it is rounded to; a whole one in a rehearsal: Triton's interpreter cuts off
+            places = (error - 2e-6).clamp(min=0) / truth.abs() / torch.finfo(dtype).eps
+            small_ones = truth.abs() < torch.finfo(dtype).tiny  # they have fewer digits
+            worst = float(places.masked_fill(small_ones, 0).max())
+            yield f"normal {seed} {stream} {size} {dtype}, in last places", worst, 1.0 if small else 0.5
 
 
 def _brute(x, y, k, exclude_self=False, inner=False):
