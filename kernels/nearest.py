@@ -75,7 +75,7 @@ def score_kernel(
     scale,
     limits,
     index,
-    todo,
+    undecided,
     count,
     rows,
     others,
@@ -128,7 +128,7 @@ def score_kernel(
         unproven = inside & (best - second <= 2.0 * bound)
         ones = unproven.to(tl.int32)
         slot = tl.atomic_add(count, tl.sum(ones, 0)) + tl.cumsum(ones, 0) - ones
-        tl.store(todo + slot, row, mask=unproven)
+        tl.store(undecided + slot, row, mask=unproven)
 
 
 @triton.jit
@@ -137,7 +137,7 @@ def exact_kernel(
     y,
     index,
     distance,
-    todo,
+    undecided,
     count,
     row_stride,
     y_row_stride,
@@ -154,7 +154,7 @@ def exact_kernel(
     has a pass of its own over y, for the smallest of what comes after the last one."""
     depth = tl.arange(0, DEPTH)
     for i in range(tl.program_id(0), tl.load(count), tl.num_programs(0)):
-        row = tl.load(todo + i)
+        row = tl.load(undecided + i)
         last = tl.full((), float("-inf"), tl.float64)
         last_place = tl.full((), -1, tl.int64)
         for n in range(0, each):
@@ -308,7 +308,7 @@ def nearest(
     tile = choose("nearest", x.device)
     packed = Packed(y, inner, tile["depth"])
     half, length, scale = packed.pack(x, True)
-    todo = torch.empty(rows, dtype=torch.int64, device=x.device)
+    undecided = torch.empty(rows, dtype=torch.int64, device=x.device)
     count = torch.zeros(1, dtype=torch.int32, device=x.device)
     score_kernel[(triton.cdiv(rows, tile["rows"]),)](
         half,
@@ -318,7 +318,7 @@ def nearest(
         scale,
         packed.limits,
         index,
-        todo,
+        undecided,
         count,
         rows,
         others,
@@ -335,7 +335,7 @@ def nearest(
     )
     distance = direct(x, y, index, inner, torch.float32)
     if certify:
-        decide(x, y, index, distance, todo, count, inner, exclude_self)
+        decide(x, y, index, distance, undecided, count, inner, exclude_self)
     return index, distance
 
 
@@ -344,18 +344,18 @@ def decide(
     y: torch.Tensor,
     index: torch.Tensor,
     distance: torch.Tensor,
-    todo: torch.Tensor,
+    undecided: torch.Tensor,
     count: torch.Tensor,
     inner: bool,
     exclude_self: bool,
 ) -> None:
-    """Index and distance [rows, k] anew, by float64 differences, for the first `count` rows of the list `todo`."""
+    """Index and distance [rows, k] anew, by float64 differences, for the first `count` rows of the list `undecided`."""
     exact_kernel[(EXACT_PROGRAMS,)](
         x,
         y,
         index,
         distance,
-        todo,
+        undecided,
         count,
         x.stride(0),
         y.stride(0),

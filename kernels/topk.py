@@ -110,6 +110,6 @@ def topk(
         index[part] = candidate.gather(1, order.indices[:, :k])
         distance[part] = order.values[:, :k].float()
     if certify and keep < others:
-        todo = torch.sort(unproven, descending=True, stable=True).indices
-        decide(x, y, index, distance, todo, unproven.sum(dtype=torch.int32), inner, exclude_self)
+        undecided = torch.sort(unproven, descending=True, stable=True).indices
+        decide(x, y, index, distance, undecided, unproven.sum(dtype=torch.int32), inner, exclude_self)
     return index, distance

@@ -1,9 +1,6 @@
 // The Python face of prunefast_images.h: addresses and sizes in, a status out; prunefast.data checks and explains.
 #include "prunefast/prunefast_images.h"
 
-#include <new>
-#include <stdexcept>
-
 #include "arguments.h"
 
 namespace {
@@ -20,13 +17,7 @@ prunefast_records records(const py::tuple& fields) {
 
 template <typename Call>
 void run(Call call) {
-  int32_t status;
-  {
-    py::gil_scoped_release release;
-    status = call();
-  }
-  if (status == PRUNEFAST_OUT_OF_MEMORY) throw std::bad_alloc();
-  if (status != PRUNEFAST_OK) throw std::runtime_error(prunefast_images_last_error());
+  checked(call, &prunefast_images_last_error);
 }
 
 }  // namespace

@@ -47,7 +47,12 @@ class Source(Protocol):
 
 
 class SourceStorage(Storage):
-    """The bytes of a source's items; `rows` int64 [N] are their numbers in the source."""
+    """The bytes of a source's items; `rows` int64 [N] are their numbers in the source.
+
+    Raises InputError naming the item for whatever the source fails with, and for anything but bytes.
+    """
+
+    native = False
 
     def __init__(
         self,
@@ -60,8 +65,6 @@ class SourceStorage(Storage):
         super().__init__(names, "", [], None, None, length, None, sums)
         self.source = source
         self.rows = rows
-
-    native = False
 
     def describe(self, item: int) -> str:
         return f"{source_name(self.source)}: {self.names[item]}"

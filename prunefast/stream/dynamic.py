@@ -49,13 +49,13 @@ class DynamicPruning:
         batch when it is trained on, not ahead.
         """
         places, factors = np.empty(len(positions), np.int64), np.empty(len(positions), np.float32)
-        todo = np.ones(len(positions), bool)
-        while todo.any():
-            mine = todo & (positions < self._end)
+        left = np.ones(len(positions), bool)
+        while left.any():
+            mine = left & (positions < self._end)
             places[mine] = self._places[positions[mine] - self._begin]
             factors[mine] = self._factors[positions[mine] - self._begin]
-            todo &= ~mine
-            if todo.any():
+            left &= ~mine
+            if left.any():
                 self._next_epoch()
         return places, factors
 

@@ -122,7 +122,14 @@ def test_nearest(architecture, entry, certify):
     entries = load("nearest")
     tile = dict(entries["safe"] if entry == "safe" else entries[str(architecture)])
     options = {name: tile.pop(name) for name in ("num_warps", "num_stages")}
-    pointers = {**SCORE_POINTERS, "length": "*fp32", "index": "*i64", "todo": "*i64", "count": "*i32", "slack": "fp32"}
+    pointers = {
+        **SCORE_POINTERS,
+        "length": "*fp32",
+        "index": "*i64",
+        "undecided": "*i64",
+        "count": "*i32",
+        "slack": "fp32",
+    }
     constants = {"CERTIFY": certify, "SELF": False, "PRECISION": "ieee"}
     constants |= {name.upper(): value for name, value in tile.items()}
     compiled = compile_for(nearest.score_kernel, architecture, pointers, constants, ["padded"], **options)
@@ -158,7 +165,7 @@ def test_mahalanobis(architecture, x):
 @pytest.mark.parametrize("inner", [False, True])
 def test_what_surrounds_the_score(architecture, inner):
     floats = {"x": "*fp32", "y": "*fp32"}
-    lists = {"index": "*i64", "distance": "*fp32", "todo": "*i64", "count": "*i32", "unit": "fp32"}
+    lists = {"index": "*i64", "distance": "*fp32", "undecided": "*i64", "count": "*i32", "unit": "fp32"}
     constants = {"INNER": inner, "SELF": True, "COLUMNS": 64, "DEPTH": 32}
     strides = ["row_stride", "y_row_stride"]
     check_resources(compile_for(nearest.exact_kernel, architecture, {**floats, **lists}, constants, strides))
