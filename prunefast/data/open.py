@@ -206,7 +206,9 @@ def _own(source: Source, split: str | None) -> _Source:
         raise InputError(f"{name}: {'two keys are the same' if keys else 'has no images'}; give every image a name")
     if split not in (None, "all"):
         raise InputError(f"split={split!r}: {name} has no splits; leave split out")
-    return _Source(str(getattr(source, "signature", "") or ""), lambda: _listing_of(source, keys, "all"), source)
+    said = getattr(source, "signature", "")  # not enough alone: another source of this class may say the same
+    signature = digest(str(said), "\0".join(keys)) if said else ""
+    return _Source(signature, lambda: _listing_of(source, keys, "all"), source)
 
 
 def _listing_of(source: Source, keys: Sequence[str], split: str) -> Listing:

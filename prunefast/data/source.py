@@ -5,7 +5,7 @@ are read natively. Everything else is a `Source`: Parquet and LMDB here, and any
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -70,7 +70,8 @@ class SourceStorage(Storage):
         return f"{source_name(self.source)}: {self.names[item]}"
 
     def read_raw(self, item: int) -> bytes:
-        return self._check(item, self._checked_bytes(item, self._ask(item)))
+        data = self._ask(self.describe(item), self.source.read, int(self.rows[item]))
+        return self._check(item, self._checked_bytes(item, data))
 
     def head(self, item: int, limit: int) -> bytes:
         return self.read_raw(item)[:limit]
@@ -79,19 +80,25 @@ class SourceStorage(Storage):
         many = getattr(self.source, "read_many", None)
         if many is None or len(items) < 2:
             return [self.read_raw(item) for item in items.tolist()]
-        blobs = many(self.rows[items].tolist())
+        first = f"{self.describe(int(items[0]))} and {len(items) - 1:,} more"
+        blobs = self._ask(first, many, self.rows[items].tolist())
+        if len(blobs) != len(items):
+            raise InputError(
+                f"{first}: read_many gave {len(blobs):,} for {len(items):,} images; it has to give each one"
+            )
         return [
             self._check(item, self._checked_bytes(item, blob)) for item, blob in zip(items.tolist(), blobs, strict=True)
         ]
 
-    def _ask(self, item: int) -> Any:
+    def _ask(self, what: str, read: Callable[[Any], Any], asked: Any) -> Any:
+        """read(asked), its failure said of `what`."""
         try:
-            return self.source.read(int(self.rows[item]))
+            return read(asked)
         except (PrunefastError, MemoryError):
             raise
-        except Exception as error:  # whatever a user's reader fails with belongs to this item
+        except Exception as error:  # whatever a user's reader fails with belongs to what was read
             text = " ".join(str(error).split())[:200] or "no text"
-            raise InputError(f"{self.describe(item)}: cannot be read ({type(error).__name__}: {text})") from error
+            raise InputError(f"{what}: cannot be read ({type(error).__name__}: {text})") from error
 
     def _checked_bytes(self, item: int, data: Any) -> bytes:
         if not isinstance(data, bytes | bytearray | memoryview):

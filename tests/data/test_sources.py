@@ -144,6 +144,34 @@ def test_what_a_reader_does_wrong_is_its_own(jsonl):
         open_dataset(jsonl)
 
 
+def test_reading_many_at_once_may_fail_too(jsonl, truth):
+    jsonl.read_many = lambda items: [jsonl.read(item) for item in items]
+    data = open_dataset(jsonl)
+    np.testing.assert_array_equal(data.images([5, 1]), truth[[5, 1]])
+    jsonl.read_many = lambda items: [jsonl.read(items[0])]
+    with pytest.raises(InputError, match="s005 and 1 more: read_many gave 1 for 2 images"):
+        data.images([5, 1])
+
+    def fail(items):
+        raise OSError("disk gone")
+
+    jsonl.read_many = fail
+    with pytest.raises(InputError, match=r"s005 and 1 more: cannot be read \(OSError: disk gone\)"):
+        data.images([5, 1])
+
+
+def test_two_sources_of_one_signature_are_two(jsonl, tmp_path, truth):
+    jsonl.signature = "v1"
+    open_dataset(jsonl)
+    rows = [row | {"id": f"other-{row['id']}"} for row in jsonl.rows[:5]]
+    (tmp_path / "other.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    other = Jsonl(tmp_path / "other.jsonl")
+    other.signature = "v1"
+    data = open_dataset(other)
+    assert list(data.keys) == other.keys
+    np.testing.assert_array_equal(data.images(range(5)), truth[:5])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
