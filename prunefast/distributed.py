@@ -15,6 +15,9 @@ computed whole by one process, and `sum_blocks` adds the blocks in their order:
 
 Files: `on_main(lambda: save(path))` runs on rank 0 while the others wait; then everyone reads. The processes see one
 file system, as those of one machine do.
+
+A process that ends early leaves the others in an exchange that cannot end: every function here, and whatever runs in
+`losses_named`, then raises one `MachineError` that names it, with the reason where it could still say one.
 """
 
 import atexit
@@ -23,8 +26,10 @@ import datetime
 import functools
 import os
 import pickle
+import socket
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -107,7 +112,10 @@ def connect() -> World:
     import torch.distributed as dist
 
     here = world()
-    if here.size == 1 or dist.is_initialized():
+    if here.size == 1:
+        return here
+    if dist.is_initialized():
+        _introduce(here)
         return here
     if not dist.is_available():
         raise MachineError(
@@ -122,6 +130,7 @@ def connect() -> World:
         reason = str(error).splitlines()[0]
         raise MachineError(f"rank {here.rank} of {here.size}: cannot reach the other processes ({reason})") from None
     atexit.register(_disconnect)
+    _introduce(here)
     return here
 
 
@@ -154,8 +163,34 @@ def gather_objects(value: T) -> list[T]:
     if here.size == 1:
         return [value]
     everybody: list[Any] = [None] * here.size
-    dist.all_gather_object(everybody, value)
+    with losses_named():
+        dist.all_gather_object(everybody, value)
     return everybody
+
+
+def largest(*values: int) -> list[int]:
+    """The largest of every rank's values, each for itself, on every rank: whether anybody stops, is late, has failed.
+
+    Between CPUs: no GPU is waited for.
+    """
+    import torch
+    import torch.distributed as dist
+
+    here = connect()
+    if here.size == 1:
+        return list(values)
+    found = torch.tensor(values, dtype=torch.int64)
+    with losses_named():
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=_cpu_group())
+    return found.tolist()
+
+
+@functools.cache
+def _cpu_group() -> Any:
+    """A group that exchanges tensors of CPUs: the world itself, unless its maker gave it NCCL alone."""
+    import torch.distributed as dist
+
+    return None if "cpu:" in dist.get_backend_config() else dist.new_group(backend="gloo", timeout=_TIMEOUT)
 
 
 def on_main(work: Callable[[], T]) -> T:
@@ -176,8 +211,39 @@ def on_main(work: Callable[[], T]) -> T:
     if error is not None:
         raise error
     if failure is not None:
-        raise failure
+        raise _heard(failure)
     return result
+
+
+def everywhere(work: Callable[[], T]) -> T:
+    """`work()` on every rank; where it fails on some, the error of the first of them is raised on all."""
+    if connect().size == 1:
+        return work()
+    result: Any = None
+    error: Exception | None = None
+    try:
+        result = work()
+    except Exception as caught:
+        error = caught
+    failures = gather_objects(_portable(error))
+    first = next((rank for rank, failure in enumerate(failures) if failure is not None), None)
+    if first is None:
+        return result
+    if first == world().rank and error is not None:
+        raise error
+    failure = failures[first]
+    assert failure is not None
+    raise _heard(failure)
+
+
+def was_heard(error: BaseException) -> bool:
+    """Whether another rank met this error, and has said so."""
+    return getattr(error, "_heard", False)
+
+
+def _heard(error: Exception) -> Exception:
+    error._heard = True  # type: ignore[attr-defined]
+    return error
 
 
 def _portable(error: Exception | None) -> Exception | None:
@@ -188,7 +254,94 @@ def _portable(error: Exception | None) -> Exception | None:
         pickle.loads(pickle.dumps(error))
         return error
     except Exception:
-        return MachineError(f"rank 0 failed: {type(error).__name__}: {error}")
+        return MachineError(f"rank {world().rank} failed: {type(error).__name__}: {error}")
+
+
+# --- ranks that end early
+
+_SEEN = "prunefast/rank-{}"  # in the group's store: where the process runs
+_ENDED = "prunefast/ended-{}"  # and why it gave up, where it could say so
+_PATIENCE_SECONDS = 5.0  # for a process that was killed to be gone, or to say why it ends
+
+
+class LostRank(MachineError):
+    """Another process ended before the work was done."""
+
+
+@contextlib.contextmanager
+def losses_named() -> Iterator[None]:
+    """Turns what gloo or NCCL say when a rank is gone into a MachineError that names it; an error that is this rank's
+    own is left in the store for the others."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        if isinstance(error, MachineError) or not _is_of_the_transport(error):
+            _tell(error)
+            raise
+        raise LostRank(_who_ended()) from None
+    except Exception as error:
+        _tell(error)
+        raise
+
+
+def _is_of_the_transport(error: Exception) -> bool:
+    import torch.distributed as dist
+
+    words = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "TCPStore")
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
+
+
+def _store() -> Any:
+    """Of the group, or None: what outlives an exchange that failed."""
+    dist = sys.modules.get("torch.distributed")
+    if dist is None or not dist.is_available() or not dist.is_initialized():
+        return None
+    return dist.distributed_c10d._get_default_store()
+
+
+@functools.cache
+def _introduce(here: World) -> None:
+    with contextlib.suppress(RuntimeError):
+        _store().set(_SEEN.format(here.rank), f"{socket.gethostname()} {os.getpid()}")
+
+
+def _tell(error: Exception) -> None:
+    if isinstance(error, LostRank) or was_heard(error) or (store := _store()) is None:
+        return
+    with contextlib.suppress(RuntimeError):
+        reason = " ".join(str(error).split()) or type(error).__name__
+        store.set(_ENDED.format(world().rank), reason[:500])
+
+
+def _who_ended() -> str:
+    """One line: which rank, of those that are gone by now, and why."""
+    here, store = world(), _store()
+    fix = "start again: what was finished is kept"
+    give_up = time.monotonic() + _PATIENCE_SECONDS
+    while time.monotonic() < give_up:
+        for rank in range(here.size):
+            if rank == here.rank:
+                continue
+            try:
+                if store.check([_ENDED.format(rank)]):
+                    return f"rank {rank} of {here.size} ended: {store.get(_ENDED.format(rank)).decode()}"
+                place = store.get(_SEEN.format(rank)).decode() if store.check([_SEEN.format(rank)]) else ""
+            except RuntimeError:  # the store went with the process that held it
+                return f"rank 0 of {here.size} ended without a word (killed?); {fix}"
+            host, _, process = place.rpartition(" ")
+            if host == socket.gethostname() and not _is_running(int(process)):
+                return f"rank {rank} of {here.size} ended without a word (killed?); {fix}"
+        time.sleep(0.05)
+    return f"another process of the {here.size} ended, or the network between them failed; {fix}"
+
+
+def _is_running(process: int) -> bool:
+    """A killed process that nobody has asked after is a zombie: it has a number, and does not run."""
+    try:
+        with open(f"/proc/{process}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except FileNotFoundError:
+        return not os.path.isdir("/proc/self")  # a system without /proc: not known
 
 
 def all_gather_rows(rows: Any) -> Any:
@@ -214,7 +367,8 @@ def all_gather_rows(rows: Any) -> Any:
     sent = mine.new_zeros(max(counts) * row_bytes, dtype=torch.uint8)  # bytes: gloo and NCCL lack some dtypes
     sent[: mine.shape[0] * row_bytes] = mine.reshape(-1).view(torch.uint8)
     received = [torch.empty_like(sent) for _ in counts]
-    dist.all_gather(received, sent)
+    with losses_named():
+        dist.all_gather(received, sent)
     whole = torch.cat([part[: count * row_bytes] for part, count in zip(received, counts, strict=True)])
     out = whole.view(mine.dtype).reshape(sum(counts), *mine.shape[1:])
     return out.numpy() if as_numpy else out
@@ -260,6 +414,7 @@ def add_over_ranks(tensors: Sequence["Tensor"]) -> None:
     if connect().size == 1 or not tensors:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    dist.all_reduce(flat)
+    with losses_named():
+        dist.all_reduce(flat)
     for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(part.view(tensor.shape))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunefast.errors import InputError
+from prunefast.models.dropout import Dropout
 from prunefast.models.embedding import MAX_PERIOD, LabelEmbedding, check_condition, sinusoids
 from prunefast.ops.add_noise import COORDINATE_CHANNELS
 
@@ -58,7 +59,7 @@ class DiTBlock(nn.Module):
         self.mlp1 = nn.Linear(width, hidden)
         self.mlp2 = nn.Linear(hidden, width)
         self.modulation = nn.Linear(width, 6 * width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         for layer in (self.query_key_value, self.project, self.mlp1, self.mlp2):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunefast.errors import InputError
+from prunefast.models.dropout import Dropout
 from prunefast.models.embedding import check_condition, sinusoids
 from prunefast.models.norm import GroupNormSiLU
 from prunefast.models.unet import check_size
@@ -92,7 +93,7 @@ class EDMBlock(nn.Module):
         self.conv1 = _initialised(nn.Conv2d(inputs, outputs, 3, padding=1), style)
         self.embedding = _initialised(nn.Linear(embedding_width, outputs * (2 if style.scale_shift else 1)), style)
         self.norm2 = GroupNormSiLU(outputs, style.norm_eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = _initialised(nn.Conv2d(outputs, outputs, 3, padding=1), style, style.last_gain)
         projected = inputs != outputs or (resample is not None and style.project_resampled)
         self.shortcut = _initialised(nn.Conv2d(inputs, outputs, 1), style) if projected else None

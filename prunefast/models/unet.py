@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunefast.errors import InputError
+from prunefast.models.dropout import Dropout
 from prunefast.models.embedding import LabelEmbedding, check_condition, sinusoids
 from prunefast.models.norm import GroupNormSiLU
 from prunefast.ops.add_noise import COORDINATE_CHANNELS
@@ -50,7 +51,7 @@ class ResidualBlock(nn.Module):
         self.conv1 = _conv(inputs, outputs, 3, padding=1)
         self.embedding = _linear(embedding_width, outputs)
         self.norm2 = GroupNormSiLU(outputs, norm_eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = _conv(outputs, outputs, 3, padding=1, gain=SMALL_GAIN)
         self.shortcut = _conv(inputs, outputs, 1) if inputs != outputs else None
 

@@ -38,6 +38,7 @@ class Stream(IntEnum):
     TOKEN_MASK = 17
     LATENT = 18  # the draw from an autoencoder's posterior
     SAMPLER = 1024  # + step of an ancestral sampler
+    DROPOUT = 1 << 24  # + number of the layer
 
 
 def randn_philox(
