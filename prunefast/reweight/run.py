@@ -17,8 +17,6 @@ import dataclasses
 import functools
 import hashlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -41,7 +39,7 @@ from prunefast.train.config import TrainConfig
 from prunefast.train.loop import _Run, train_plan  # the same loop with another step: a variant inside the package
 from prunefast.train.network import TrainedNetwork, load_network
 from prunefast.train.setup import Parts, Plan, make_plan, open_inputs
-from prunefast.train.state import latest_checkpoint, list_checkpoints
+from prunefast.train.state import latest_checkpoint
 from prunefast.train.step import TrainingStep, derived_seed, seed_generators
 
 if TYPE_CHECKING:
@@ -141,8 +139,8 @@ def reweight(
     plan = dataclasses.replace(plan, recipe={**plan.recipe, **own})
     make_run = functools.partial(_ReweightRun, reference=network, options=made, grouping=grouping)
     run = RunFolder(config.out)
-    state = _train_on_every_rank(plan, run.reweight, make_run, progress, world)
-    weights = _result(state, grouping, facts | {"reference_path": str(network.path)}, plan)
+    train_plan(plan, run.reweight, progress, make_run)
+    weights = _result(_last_state(run.reweight), grouping, facts | {"reference_path": str(network.path)}, plan)
     distributed.on_main(lambda: weights.save(run.class_weights))
     return weights
 
@@ -221,25 +219,6 @@ def _check_ranks(config: TrainConfig, options: ReweightOptions, world: distribut
         raise InputError(
             f"batch_size is {config.batch_size}: must be a multiple of micro-batch x ranks = {micro} x {world.size}"
         )
-    if world.size > 1 and config.max_seconds is not None:
-        raise InputError("max_seconds: ranks would stop at different steps; give images instead")
-
-
-def _train_on_every_rank(
-    plan: Plan, folder: Path, make_run: Any, progress: bool, world: distributed.World
-) -> dict[str, Any]:
-    """The last checkpoint's state. Rank 0 works in `folder`; the others in one of their own, from its checkpoint."""
-    if world.size == 1:
-        train_plan(plan, folder, progress, make_run)
-        return _last_state(folder)
-    with tempfile.TemporaryDirectory(prefix="prunefast-rank-") as scratch:
-        mine = folder if world.is_main else Path(scratch)
-        if not world.is_main and (paths := list_checkpoints(folder)):
-            shutil.copytree(paths[0], mine / paths[0].name)
-            shutil.copy(folder / "metrics.jsonl", mine)
-        distributed.barrier()  # before rank 0 writes the next checkpoint and prunes
-        train_plan(plan, mine, progress and world.is_main, make_run)
-        return _last_state(mine)
 
 
 def _last_state(folder: Path) -> dict[str, Any]:
@@ -364,7 +343,7 @@ class _ReweightRun(_Run):
         grouping: _Grouping,
     ):
         config, device, count = plan.config, plan.device, len(grouping.names)
-        self.world = distributed.world()
+        self.world = distributed.world()  # before super() says so: the loader needs it
         micro = options.micro_batch or config.batch_size // self.world.size
         uniform = np.full(count, 1 / count)
         loader = CoresetLoader(

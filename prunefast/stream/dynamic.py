@@ -59,6 +59,10 @@ class DynamicPruning:
                 self._next_epoch()
         return places, factors
 
+    def knows(self, end: int) -> bool:
+        """Whether the positions before `end` lie in epochs that have been chosen: these may be asked for ahead."""
+        return end <= self._end
+
     def _next_epoch(self) -> None:
         self._epoch += 1
         self._begin = self._end

@@ -85,7 +85,8 @@ class CoresetLoader:
     groups       with class_weights: integers [N], the class of every image of `data`; default `data.labels`
 
     pruning      leaves images out of every epoch by what was observed of them (`prunefast.stream.dynamic`); its state
-                 is saved beside this one's. Without an end, in one process; from "disk" nothing is read ahead
+                 is saved beside this one's; every rank has one, and tells it what all ranks observed. Without an end;
+                 from "disk" nothing is read ahead of the present epoch
 
     The order depends on (seed, position) alone. `state_dict` counts images handed to the training loop, so that saving
     it there and loading it into a new loader goes on with the very next image, whatever was read ahead.
@@ -135,8 +136,8 @@ class CoresetLoader:
         self._fingerprint = str(coreset.fingerprint)
         self._order = EpochOrder(len(self._indices), self.seed, bool(shuffle))
         self._pruning = pruning
-        if pruning is not None and (epochs is not None or world_size != 1 or not shuffle or start):
-            raise InputError("pruning: goes with epochs=None, shuffle=True, start=0 and one process only")
+        if pruning is not None and (epochs is not None or not shuffle or start):
+            raise InputError("pruning: goes with epochs=None, shuffle=True and start=0 only")
         self._position = Position(len(self._indices), epochs, start, rank, world_size)
         labels = np.full(len(self._indices), -1) if data.labels is None else data.labels[self._indices]
         weights = getattr(coreset, "weights", None)
@@ -206,7 +207,21 @@ class CoresetLoader:
 
     def _at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Places in the coreset, and what they count beside their weight (None: 1)."""
-        return (self._order.at(positions), None) if self._pruning is None else self._pruning.at(positions)
+        if self._pruning is None:
+            return self._order.at(positions), None
+        # asked for the whole batch: all ranks go on to the next epoch at the same step, on the same observations
+        rank, ranks = self._position.rank, self._position.world_size
+        places, factors = self._pruning.at(self._of_all_ranks(positions))
+        return places[rank::ranks], factors[rank::ranks]
+
+    def _of_all_ranks(self, positions: np.ndarray) -> np.ndarray:
+        """The positions of the batch of which this rank has `positions`."""
+        begin = int(positions[0]) - self._position.rank
+        return np.arange(begin, begin + len(positions) * self._position.world_size)
+
+    def _is_known(self, positions: np.ndarray) -> bool:
+        """Whether what comes there can be asked for ahead of training: pruning chooses an epoch when it begins."""
+        return self._pruning is None or self._pruning.knows(int(self._of_all_ranks(positions)[-1]) + 1)
 
     def _from_disk(self, end: int | None) -> Iterator[Batch]:
         if self.placement == "pack" and self._packed is None:
@@ -216,23 +231,24 @@ class CoresetLoader:
         def items_at(places: np.ndarray) -> np.ndarray:
             return places if self._packed else self._indices[places]
 
-        if self._pruning is not None:  # the next epoch is chosen by steps that are not done yet
-            for positions in self._steps(end):
-                places, factors = self._at(positions)
-                for _, images in data.decode_ahead(iter([items_at(places)]), self.threads, self._buffers, replace):
-                    yield self._batch(torch.from_numpy(images), torch.from_numpy(places), positions, factors)
-            return
-        waiting: list[tuple[np.ndarray, np.ndarray]] = []  # (positions, places) of what is being decoded
+        waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]] = []  # of what is being decoded
+        steps = self._steps(end)
+        upcoming = next(steps, None)
 
         def parts() -> Iterator[np.ndarray]:
-            for positions in self._steps(end):
-                places = self._order.at(positions)
-                waiting.append((positions, places))
+            """The next batch, and those after it that are known by now."""
+            nonlocal upcoming
+            first = True
+            while upcoming is not None and (first or self._is_known(upcoming)):
+                positions, upcoming, first = upcoming, next(steps, None), False
+                places, factors = self._at(positions)
+                waiting.append((positions, places, factors))
                 yield items_at(places)
 
-        for _, images in data.decode_ahead(parts(), self.threads, self._buffers, replace):
-            positions, places = waiting.pop(0)
-            yield self._batch(torch.from_numpy(images), torch.from_numpy(places), positions)
+        while upcoming is not None:
+            for _, images in data.decode_ahead(parts(), self.threads, self._buffers, replace):
+                positions, places, factors = waiting.pop(0)
+                yield self._batch(torch.from_numpy(images), torch.from_numpy(places), positions, factors)
 
     def _batch(
         self, rows: torch.Tensor, places: torch.Tensor, positions: np.ndarray, factors: np.ndarray | None = None

@@ -24,6 +24,7 @@ from prunefast.files import read_json, write_text
 
 PRECISIONS = ("auto", "bf16", "fp32")
 OPTIMIZERS = ("adamw", "apex")
+PARALLELS = ("ddp", "fsdp")
 PLACEMENTS = ("auto", "device", "memory", "pack", "disk")
 CLASS_WEIGHTS_IN = ("loss", "sampler")
 CLASS_WEIGHTS_OF = ("classes", "clusters")
@@ -89,7 +90,10 @@ class TrainConfig:
     mask_images: int | None = None  # after so many images every token is seen (fine-tuning); None: masked to the end
 
     # optimisation
-    batch_size: int = 128
+    batch_size: int = 128  # images of a step, over all processes
+    # images of full size that a device takes at a time; the rest of its part of the batch comes after, for the same
+    # gradient (accumulation). None: all at once. Halved where they do not fit
+    batch_device: int | None = None
     optimizer: str = "adamw"
     lr: float = 2e-4
     warmup_images: int = 20_000  # linear warm-up of the learning rate, then constant
@@ -103,6 +107,8 @@ class TrainConfig:
     ema_ramp_up: float = 0.05  # the half-life is at most this share of the images so far, so short runs average too
 
     # machine
+    # under torchrun: "ddp", every process has the whole network; "fsdp", a part of it, for networks that do not fit
+    parallel: str = "ddp"
     device: str = "auto"  # "auto": a GPU where there is one; else "cpu", "cuda", "cuda:1"
     precision: str = "auto"  # "auto": bf16 autocast where the device has it in hardware; weights are float32 always
     compile: bool = False  # torch.compile the network: pays on GPUs and for long runs
@@ -190,7 +196,7 @@ _NOT_RECIPE = frozenset(
         *("data", "split", "coreset", "image_size", "class_conditional", "prediction", "precision"),
         *("class_weights", "class_weights_in", "class_weights_of"),
         *("init_from", "dynamic_prune_until"),
-        *("device", "compile", "deterministic", "placement", "on_unreadable", "threads"),
+        *("batch_device", "parallel", "device", "compile", "deterministic", "placement", "on_unreadable", "threads"),
         *("checkpoint_every_images", "checkpoint_every_seconds", "keep_checkpoints", "status_every_images"),
     }
 )
@@ -472,6 +478,7 @@ _CHECKS: dict[str, typing.Callable[[str, Any], Any]] = {
     "patch_schedule": _Choice(SCHEDULES),
     "patch_loss": _Choice(LOSSES),
     "batch_size": _Whole(1),
+    "batch_device": _Optional(_Whole(1)),
     "optimizer": _Choice(OPTIMIZERS),
     "lr": _Number(0.0),
     "warmup_images": _Whole(0),
@@ -481,6 +488,7 @@ _CHECKS: dict[str, typing.Callable[[str, Any], Any]] = {
     "max_bad_steps": _Whole(1),
     "ema_half_life_images": _Number(0.0),
     "ema_ramp_up": _Number(0.0, open_low=True),
+    "parallel": _Choice(PARALLELS),
     "device": _text,
     "precision": _Choice(PRECISIONS),
     "compile": _flag,

@@ -4,14 +4,19 @@ What a time limit (`max_seconds`) counts: the steps, from waiting for images to 
 are the first step of each process (libraries build and tune their kernels in it, the loader decodes what it keeps) and
 the writing of checkpoints, so that runs of the same limit get the same training, however slowly they start. A resumed
 run goes on counting where it stopped.
+
+Several processes (torchrun) run the same loop on their parts of every batch (whole_batch.py) and have the same weights
+after it. Rank 0 alone writes; what depends on a clock or a signal is agreed on after every step.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunefast import distributed
 from prunefast.errors import InputError, InputTypeError
 from prunefast.files import RunFolder, lock_folder, make_folder, read_json, remove_leftovers, write_json
 from prunefast.models import count_parameters
@@ -27,7 +32,8 @@ from prunefast.train.state import (
     load_pruning,
     save_checkpoint,
 )
-from prunefast.train.step import derived_seed, forked_generators, repeatable_algorithms, seed_generators
+from prunefast.train.step import forked_generators, repeatable_algorithms
+from prunefast.train.whole_batch import check_shares
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,6 +79,10 @@ def train(
     and continued ends with the bits of one that never was (weights, average, optimizer, metrics but for timings), on
     the same machine with the same number of threads. `images` and `max_seconds` may grow between calls.
 
+    Under torchrun, or in a process group that you made, the processes share every batch: the same images and noise as
+    one process takes, and its weights up to the rounding of sums. All call this alike; rank 0 writes. A run may go on
+    with another number of processes.
+
     Args:
         config: all options; `config.data` and `config.coreset` are opened where the next two are None.
         data: with square images of one size, or with `config.image_size`.
@@ -84,13 +94,19 @@ def train(
 
     Raises:
         InputError: an option, the data, another recipe than that of the run in `out`, or training that diverged.
-        MachineError: a full disk. The last checkpoint stays whole.
+        MachineError: a full disk, a device too small for one image, another process that ended (its rank is named).
+            The last checkpoint stays whole.
         TrainingStopped: (a KeyboardInterrupt) after Ctrl-C or SIGTERM, once a checkpoint is written.
     """
     if not isinstance(config, TrainConfig):
         raise InputTypeError(f"config is a {type(config).__name__}; give a TrainConfig")
-    data, coreset = open_inputs(config, data, coreset)
-    return train_plan(make_plan(config, data, coreset, model), RunFolder(config.out).train, progress)
+
+    def plan() -> Plan:
+        opened = open_inputs(config, data, coreset)
+        check_shares(config.batch_size, distributed.world().size)
+        return make_plan(config, *opened, model)
+
+    return train_plan(distributed.everywhere(plan), RunFolder(config.out).train, progress)
 
 
 def train_plan(
@@ -98,24 +114,31 @@ def train_plan(
 ) -> TrainResult:
     """Begin or continue the run of `plan` in `folder`; `make_run`: another loop than `_Run`, called as it is."""
     config = plan.config
-    make_folder(folder)
-    with lock_folder(folder, "training"):
-        remove_leftovers(folder)
-        found = latest_checkpoint(folder)
+    with contextlib.ExitStack() as held, distributed.losses_named():
+        found = distributed.on_main(lambda: _take(folder, held))
         if found is not None:
             path, recorded = found
             plan = plan.continuing(recorded["recipe"])
-            check_same_recipe(recorded["recipe"], plan.recipe, folder)
+            distributed.everywhere(lambda: check_same_recipe(recorded["recipe"], plan.recipe, folder))
             over = _is_over(config, recorded["images"], recorded["seconds"])
-            if over and _was_summarised(folder, recorded["images"]):
+            if over and distributed.on_main(lambda: _was_summarised(folder, recorded["images"])):
                 return _result(folder, path, repeated=True)
         with forked_generators(plan.device), repeatable_algorithms(plan.device, config.deterministic):
             run = (make_run or _Run)(plan, build_parts(plan), folder, found)
             try:
-                run.train(progress)
+                run.train(progress and distributed.is_main())
             finally:
-                run.metrics.close()
+                if run.metrics is not None:
+                    run.metrics.close()
         return _result(folder, run.checkpoint)
+
+
+def _take(folder: Path, held: contextlib.ExitStack) -> tuple[Path, dict[str, Any]] | None:
+    """Hold the folder, tidy it up, and look what is in it."""
+    make_folder(folder)
+    held.enter_context(lock_folder(folder, "training"))
+    remove_leftovers(folder)
+    return latest_checkpoint(folder)
 
 
 def _is_over(config: TrainConfig, images: int, seconds: float) -> bool:
@@ -129,6 +152,7 @@ class _Run:
 
     def __init__(self, plan: Plan, parts: Parts, folder: Path, found: tuple[Path, dict[str, Any]] | None):
         self.plan, self.config, self.device, self.parts, self.folder = plan, plan.config, plan.device, parts, folder
+        self.world = distributed.world()
         self.images = self.steps = 0
         self.pixels = 0  # trained on: height x width of every image or crop
         self.seconds = 0.0
@@ -148,9 +172,13 @@ class _Run:
             self.pixels = recorded.get("pixels", self.images * plan.recipe["image_size"] ** 2)
             self.saved_images = self.images
             offset = recorded["metrics_offset"]
-        self.config.dump(folder / "config.toml")
-        self.metrics = MetricsLog(folder / "metrics.jsonl", offset)
+        self.metrics: MetricsLog | None = None  # rank 0 has it
+        distributed.on_main(lambda: self._open_files(offset))
         self.line_images, self.line_seconds = self.timed_images, self.seconds  # at the last line of metrics
+
+    def _open_files(self, offset: int) -> None:
+        self.config.dump(self.folder / "config.toml")
+        self.metrics = MetricsLog(self.folder / "metrics.jsonl", offset)
 
     def extra_state(self) -> dict[str, Any]:
         """What a loop built on this one has in its checkpoints besides."""
@@ -163,10 +191,6 @@ class _Run:
         images, batch = self.config.images, self.config.batch_size
         return None if images is None else -(-images // batch) * batch
 
-    @property
-    def over(self) -> bool:
-        return _is_over(self.config, self.images, self.seconds)
-
     def train(self, show: bool) -> None:
         """To the end of the run, to a request to stop, or to an error."""
         config = self.config
@@ -174,25 +198,32 @@ class _Run:
             StopRequest() as stop,
             Status(self.images, self.end, config.max_seconds, show=show) as status,
         ):
-            if not self.over:
-                self._loop(iter(self.parts.loader), stop, status)
-            if self.over:
+            over = self._loop(iter(self.parts.loader), stop, status)
+            if over:
                 self._finish()
             else:
                 self._save()
-            if stop.name:
+            if self._agree(stop, False)[1]:
                 raise TrainingStopped(
-                    f"{stop.name}: stopped after {self.images:,} images, with a checkpoint in {self.folder}"
-                    + ("" if self.over else "; the same command goes on from there")
+                    f"{stop.name or 'another process'}: stopped after {self.images:,} images, with a checkpoint in "
+                    f"{self.folder}" + ("" if over else "; the same command goes on from there")
                 )
 
-    def _loop(self, batches: "Iterator[Batch]", stop: StopRequest, status: Status) -> None:
+    def _agree(self, stop: StopRequest, save: bool) -> tuple[bool, bool, bool]:
+        """Whether for any rank the run is over, is to stop, or a checkpoint is due: clocks and signals differ."""
+        over = _is_over(self.config, self.images, self.seconds)
+        over, stopping, save = map(bool, distributed.largest(over, stop.name is not None, save))
+        return over, stopping, save
+
+    def _loop(self, batches: "Iterator[Batch]", stop: StopRequest, status: Status) -> bool:
+        """Steps, until the run is over (True) or somebody asks to stop."""
         config, patches = self.config, self.plan.patches
         usual = config.batch_size * (1.0 if patches is None else patches.images_per_step)
         line_steps = max(round(config.status_every_images / usual), 1)
         save_images, save_time = self.images, time.monotonic()
         last: float | None = None  # when the step before this one ended
-        while not (self.over or stop.name):
+        over, stopping, _ = self._agree(stop, False)
+        while not (over or stopping):
             before = self.images
             self._one_step(next(batches))
             trained = self.images - before
@@ -203,7 +234,7 @@ class _Run:
             last = now
             # from here on nothing is done at most steps
             line_due, look_due = self.steps % line_steps == 0, status.due()
-            if line_due or look_due or self.device.type == "cpu":
+            if line_due or (look_due and self.world.size == 1) or self.device.type == "cpu":  # all ranks, or none
                 self._check_divergence()
             if look_due:
                 status.note(self.meter.read()["loss"], self.seconds)
@@ -213,18 +244,20 @@ class _Run:
             images_due = config.checkpoint_every_images is not None and (
                 self.images - save_images >= config.checkpoint_every_images
             )
-            if images_due or time.monotonic() - save_time >= config.checkpoint_every_seconds:
+            time_due = time.monotonic() - save_time >= config.checkpoint_every_seconds
+            over, stopping, save = self._agree(stop, images_due or time_due)
+            if save:
                 self._save()
                 save_images, save_time, last = self.images, time.monotonic(), time.perf_counter()
+        return over
 
     def _one_step(self, batch: "Batch") -> None:
         patch = None if self.plan.patches is None else self.plan.patches.at(self.images)
         side = self.plan.recipe["image_size"] if patch is None else patch.size
         count = self.config.batch_size * (1 if patch is None else patch.multiplier)
-        seed_generators(self.device, derived_seed("step", self.config.seed, self.images))
         unmasked_from = self.config.mask_images
-        loss = self.parts.step(batch, patch, masked=unmasked_from is None or self.images < unmasked_from)
-        loss.backward()
+        masked = unmasked_from is None or self.images < unmasked_from
+        loss = self.parts.gradient(batch, self.images, patch, masked)
         norm, bad = self.parts.updater.step(loss, self.images, count)
         self.parts.ema.update(self.images, count)
         self.meter.update(loss, norm, bad)
@@ -245,19 +278,19 @@ class _Run:
         """One line of metrics: means since the line before."""
         means = self.meter.read()
         images, seconds = self.timed_images - self.line_images, self.seconds - self.line_seconds
-        self.metrics.write(
-            {
-                "images": self.images,
-                "steps": self.steps,
-                "pixels": self.pixels,
-                "loss": significant(means["loss"]),
-                "lr": learning_rate(self.config, self.images - self.config.batch_size),
-                "grad_norm": significant(means["grad_norm"]),
-                "skipped": means["skipped"],
-                "images_per_second": significant(images / seconds, 4) if seconds else None,
-                "seconds": round(self.seconds, 3),
-            }
-        )
+        record = {
+            "images": self.images,
+            "steps": self.steps,
+            "pixels": self.pixels,
+            "loss": significant(means["loss"]),
+            "lr": learning_rate(self.config, self.images - self.config.batch_size),
+            "grad_norm": significant(means["grad_norm"]),
+            "skipped": means["skipped"],
+            "images_per_second": significant(images / seconds, 4) if seconds else None,
+            "seconds": round(self.seconds, 3),
+        }
+        if self.metrics is not None:
+            self.metrics.write(record)
         self.meter.start_line()
         self.line_images, self.line_seconds = self.timed_images, self.seconds
 
@@ -265,6 +298,12 @@ class _Run:
         if self.images == self.saved_images:
             return
         self._check_divergence()
+        self.checkpoint = distributed.on_main(self._write_checkpoint)
+        self.saved_images = self.images
+
+    def _write_checkpoint(self) -> Path:
+        """The checkpoint, and a summary of the run so far."""
+        assert self.metrics is not None
         self.metrics.sync()
         state = {
             "steps": self.steps,
@@ -283,7 +322,7 @@ class _Run:
         }
         parts = self.parts
         keep, pruning = self.config.keep_checkpoints, parts.pruning
-        self.checkpoint = save_checkpoint(
+        path = save_checkpoint(
             self.folder,
             self.images,
             state,
@@ -293,8 +332,8 @@ class _Run:
             keep,
             pruning=None if pruning is None else pruning.tensors(),
         )
-        self.saved_images = self.images
         self._write_summary(finished=False)
+        return path
 
     def _finish(self) -> None:
         """The last checkpoint, the last line, the summary. The line is behind the checkpoint's `metrics_offset`: a run
@@ -302,10 +341,11 @@ class _Run:
         self._save()
         if self.meter.read()["steps"]:
             self._write_line()
-        self.metrics.sync()
-        self._write_summary(finished=True)
+        distributed.on_main(lambda: self._write_summary(finished=True))
 
     def _write_summary(self, *, finished: bool) -> None:
+        assert self.metrics is not None
+        self.metrics.sync()
         summary = {
             "images": self.images,
             "steps": self.steps,

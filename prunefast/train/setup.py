@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prunefast import distributed
 from prunefast.data import ImageDataset, open_dataset
 from prunefast.data.latents import LatentDataset, LatentScale
 from prunefast.diffusion import DenoisingLoss, HybridLoss, PatchSchedule, TokenMasking
@@ -33,6 +33,7 @@ from prunefast.train.step import (
     pick_weighting,
     seed_generators,
 )
+from prunefast.train.whole_batch import WholeBatch
 
 
 def open_inputs(
@@ -294,6 +295,7 @@ class Parts:
     updater: Updater
     loader: CoresetLoader
     pruning: DynamicPruning | None
+    gradient: WholeBatch
 
 
 def make_step(
@@ -301,7 +303,6 @@ def make_step(
     network: nn.Module,
     *,
     seed: int | None = None,
-    observe: Callable[[Tensor, Tensor, Tensor], None] | None = None,
 ) -> TrainingStep:
     """The training step of a plan for `network` on its device; seed None: the run's."""
     config = plan.config
@@ -320,7 +321,6 @@ def make_step(
         masking=plan.masking,
         latents=plan.latents,
         timesteps=config.timesteps,
-        observe=observe,
     )
 
 
@@ -341,11 +341,23 @@ def build_parts(plan: Plan) -> Parts:
         assert pruning is not None
         pruning.observe(torch.searchsorted(items, index), share, errors)
 
-    step = make_step(plan, network, observe=None if pruning is None else observe)
+    step = make_step(plan, network)
+    here = distributed.world()
+    gradient = WholeBatch(
+        step,
+        model,
+        seed=config.seed,
+        device=device,
+        batch_size=config.batch_size,
+        batch_device=config.batch_device,
+        observe=None if pruning is None else observe,
+    )
     loader = CoresetLoader(
         plan.data,
         plan.coreset,
-        batch_size=config.batch_size,
+        batch_size=config.batch_size // here.size,
+        rank=here.rank,
+        world_size=here.size,
         multiplier=None if plan.patches is None else plan.patches.multiplier,
         seed=config.seed,
         threads=config.threads,
@@ -358,4 +370,4 @@ def build_parts(plan: Plan) -> Parts:
         groups=plan.groups,
     )
     ema = Ema(model, config.ema_half_life_images, config.ema_ramp_up)
-    return Parts(model, step, ema, Updater(model, config), loader, pruning)
+    return Parts(model, step, ema, Updater(model, config), loader, pruning, gradient)

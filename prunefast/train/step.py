@@ -1,9 +1,9 @@
 """One training step up to its loss: everything random in it is a function of (seed, global image position).
 
 Mirroring, place of the crop, time, label drop and noise come from Philox streams keyed by the position of each image,
-so they do not depend on how the images are cut into batches or dealt to ranks. What a network draws itself (dropout)
-comes from torch's generators, seeded for every step from (seed, first position) inside a fork: the caller's are put
-back.
+so they do not depend on how the images are cut into batches or dealt to ranks; so does the dropout of our networks.
+What another network draws itself comes from torch's generators, seeded for every micro-batch from (seed, its first
+position) inside a fork: the caller's are put back.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from prunefast import ops
 from prunefast.data.latents import LatentScale
 from prunefast.diffusion import DenoisingLoss, Patch, PatchSchedule, TokenMasking, Weighting, make_weighting
 from prunefast.errors import InputError
+from prunefast.models.dropout import dropout_layers, keyed_dropout
 from prunefast.ops.philox import Stream
 
 if TYPE_CHECKING:
@@ -177,7 +178,8 @@ class TrainingStep:
         masking = self.masking if masked else None
         if masking is not None:
             told["visible"] = masking.visible(position)
-        with autocast(device, self.precision):
+        dropout = keyed_dropout(dropout_layers(self.network), self.seed, position)
+        with autocast(device, self.precision), dropout:
             prediction = self.network(x, process.network_time(time), labels, **told)
         if masking is not None:
             target = (images, noise, time, batch.labels, batch.weight)

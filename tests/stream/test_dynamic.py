@@ -131,6 +131,6 @@ def test_loader_gives_the_chosen_images(data: ImageDataset, placement: str) -> N
 
 def test_loader_refuses_what_cannot_be(data: ImageDataset) -> None:
     pruning = DynamicPruning(N, 0, fraction=0.5, until=0)
-    for wrong in ({"epochs": 1}, {"world_size": 2}, {"shuffle": False}, {"start": 3}):
+    for wrong in ({"epochs": 1}, {"shuffle": False}, {"start": 3}):
         with pytest.raises(InputError, match="pruning"):
             CoresetLoader(data, Coreset.full(data), batch_size=4, pruning=pruning, **wrong)
