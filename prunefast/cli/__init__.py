@@ -15,7 +15,7 @@ from types import FrameType
 from typing import NoReturn
 
 import prunefast
-from prunefast.distributed import on_main, world
+from prunefast.distributed import losses_named, on_main, was_heard, world
 from prunefast.errors import InputError, PrunefastError
 from prunefast.files import explain_os_error
 from prunefast.waiting import wait_briefly
@@ -41,8 +41,10 @@ COMMANDS = {
     "doctor": "show which backends are live, and why the others are not",
 }
 
-# Under torchrun one process does these, and the others wait for it: what they write is the same for any number of them.
-ON_MAIN = ("embed", "score", "select")
+# Under torchrun all processes work on these; the others are done by one while the rest wait for it, and what it writes
+# is the same for any number of them.
+BY_ALL = ("train", "reweight", "tdc")
+CHAINS = ("run", "demo")  # of both kinds
 
 INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
 
@@ -119,15 +121,25 @@ def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
     return error
 
 
+def _share(options: argparse.Namespace) -> int:
+    """One command by all processes of torchrun; rank 0 speaks."""
+    if not world().is_main:
+        options.quiet, options.json = True, False
+    if options.command in BY_ALL:
+        with losses_named():
+            return options.call(options) or 0
+    if options.command in CHAINS:
+        raise InputError("torchrun: takes one step at a time (embed, select, train, ...); start this without it")
+    if options.command == "score" and options.checkpoint:
+        raise InputError("--checkpoint: is scored by one process here; start without torchrun")
+    return on_main(lambda: options.call(options) or 0)
+
+
 def _call(options: argparse.Namespace) -> int:
     warnings.showwarning = lambda message, *_args, **_kwargs: print(f"note: {_one_line(message)}", file=sys.stderr)
     warnings.simplefilter("default", UserWarning)
     try:
-        if options.command in ON_MAIN and world().size > 1:
-            if getattr(options, "checkpoint", None):
-                raise InputError("--checkpoint: is scored by one process here; start without torchrun")
-            return on_main(lambda: options.call(options) or 0)
-        return options.call(options) or 0
+        return _share(options) if world().size > 1 else options.call(options) or 0
     except PrunefastError as error:
         failure: BaseException = error
         status, line = error.exit_status, f"error: {_one_line(error)}"
@@ -148,6 +160,8 @@ def _call(options: argparse.Namespace) -> int:
         line = f"error: internal error: {type(error).__name__}: {_one_line(error)} (--debug shows the traceback)"
         if (interrupt := _interrupt_behind(error)) is not None:
             status, line = INTERRUPTED, _stopped(interrupt)
+    if was_heard(failure) or (status == INTERRUPTED and not world().is_main):
+        return status  # another process says it
     if options.debug:
         traceback.print_exception(failure)
     print(f"prunefast {options.command}: {line}", file=sys.stderr)

@@ -200,7 +200,11 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--images", type=int, metavar="N", help="images to train on, counted with repetition")
     group.add_argument("--minutes", type=float, metavar="M", help="or the time to train")
-    group.add_argument("--batch-size", type=int, metavar="B")
+    group.add_argument("--batch-size", type=int, metavar="B", help="images of a step, over all processes of torchrun")
+    group.add_argument(
+        "--batch-device", type=int, metavar="N", help="images a device takes at a time (default: all of its part)"
+    )
+    group.add_argument("--parallel", choices=("ddp", "fsdp"), help="under torchrun: whole networks, or parts of one")
     group.add_argument("--lr", type=float, help="learning rate")
     group.add_argument("--process", help="ddpm-linear, ddpm-cosine, flow or edm")
     group.add_argument("--prediction", help="eps, v, x0, flow ... (default: the process' own)")
@@ -236,6 +240,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
 # arguments that are keys of TrainConfig by the same name
 TRAINING_FLAGS = ["model", "images", "batch_size", "lr", "process", "prediction", "weighting", "precision", "flip"]
 TRAINING_FLAGS += ["compile", "seed", "image_size", "device", "patch_p", "class_weights", "class_weights_in"]
+TRAINING_FLAGS += ["batch_device", "parallel"]
 
 
 def training_values(options: argparse.Namespace) -> dict[str, Any]:

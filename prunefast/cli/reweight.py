@@ -41,8 +41,6 @@ def main(options: argparse.Namespace) -> int:
 
     run = RunFolder(options.run)
     main_rank = distributed.is_main()
-    if not main_rank:  # of torchrun: rank 0 holds the folder and speaks
-        options.quiet, options.json = True, False
     with pipeline.writing(run) if main_rank else contextlib.nullcontext():
         data = pipeline.open_run(run)
         path = options.coreset or (run.coreset if run.coreset.exists() else None)

@@ -1,7 +1,13 @@
 import argparse
+from typing import TYPE_CHECKING
 
 from prunefast.cli import common
 from prunefast.errors import InputError
+
+if TYPE_CHECKING:
+    from prunefast.data import ImageDataset
+    from prunefast.select import Coreset
+    from prunefast.train import TrainConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,12 +23,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
+    from prunefast import distributed, pipeline
+
+    data, coreset, config = distributed.everywhere(lambda: _inputs(options))
+    common.say(
+        options, f"{common.describe(data)}\ncoreset: {len(coreset):,} images\n{common.describe_training(config)}"
+    )
+    if options.dry_run:
+        return common.finish(options, {"dry_run": True, "config": config.to_dict()})
+    outcome = pipeline.train_run(config, data, coreset, progress=common.show_progress(options))
+    common.say(options, f"trained: {outcome}")
+    return common.finish(options, outcome.facts)
+
+
+def _inputs(options: argparse.Namespace) -> "tuple[ImageDataset, Coreset, TrainConfig]":
     from prunefast import pipeline
     from prunefast.data import open_dataset
     from prunefast.files import RunFolder
     from prunefast.select import Coreset
 
-    show = common.show_progress(options)
     if (options.run is None) == (options.data is None):
         raise InputError("give a RUN folder, or --data DATA (and --coreset FILE)")
     if options.run is not None:
@@ -36,15 +55,7 @@ def main(options: argparse.Namespace) -> int:
     else:
         if options.out is None:
             raise InputError("-o FOLDER is needed with --data: say where the model goes")
-        data = open_dataset(options.data, progress=show, **common.data_options(options))
+        data = open_dataset(options.data, progress=common.show_progress(options), **common.data_options(options))
         out = options.out
         coreset = Coreset.load(options.coreset, data) if options.coreset else Coreset.full(data)
-    config = common.training(options, out=out, data=data)
-    common.say(
-        options, f"{common.describe(data)}\ncoreset: {len(coreset):,} images\n{common.describe_training(config)}"
-    )
-    if options.dry_run:
-        return common.finish(options, {"dry_run": True, "config": config.to_dict()})
-    outcome = pipeline.train_run(config, data, coreset, progress=show)
-    common.say(options, f"trained: {outcome}")
-    return common.finish(options, outcome.facts)
+    return data, coreset, common.training(options, out=out, data=data)

@@ -171,6 +171,7 @@ class _Run:
             self.seconds, self.timed_images = recorded["seconds"], recorded["timed_images"]
             self.pixels = recorded.get("pixels", self.images * plan.recipe["image_size"] ** 2)
             self.saved_images = self.images
+            parts.gradient.take_over(recorded.get("fitted"))
             offset = recorded["metrics_offset"]
         self.metrics: MetricsLog | None = None  # rank 0 has it
         distributed.on_main(lambda: self._open_files(offset))
@@ -313,6 +314,7 @@ class _Run:
             "meter": self.meter.state(),
             "metrics_offset": self.metrics.offset,
             "loader": self.parts.loader.state_dict(),
+            "fitted": self.parts.gradient.fitted(),
             "model": self.parts.model.config,
             "classes": list(self.plan.data.classes),
             "latents": None if self.plan.latents is None else dataclasses.asdict(self.plan.latents),

@@ -12,7 +12,7 @@ twice over the wire) that DDP would hide behind the backward pass.
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,6 +61,7 @@ class WholeBatch:
         self.batch_size = batch_size
         part = batch_size // self.world.size
         self.batch_device = part if batch_device is None else min(batch_device, part)
+        self.halved = False
         self.observe = observe
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []  # of the micro-batches of this step
         if observe is not None:
@@ -87,6 +88,21 @@ class WholeBatch:
         if self.observe is not None:
             self.observe(*self._of_all_ranks())
         return loss
+
+    def fitted(self) -> dict[str, Any] | None:
+        """What was found to fit, for a checkpoint: a run that goes on on such a machine begins with it, and so has the
+        bits of one that was never stopped. None where nothing was halved."""
+        return {**self._machine(), "batch_device": self.batch_device} if self.halved else None
+
+    def take_over(self, fitted: Mapping[str, Any] | None) -> None:
+        """Begin with what `fitted` gave, if it was found with as many processes on the same kind of device."""
+        if fitted is not None and fitted == {**self._machine(), "batch_device": fitted["batch_device"]}:
+            self.halved = self.halved or fitted["batch_device"] < self.batch_device
+            self.batch_device = min(fitted["batch_device"], self.batch_device)
+
+    def _machine(self) -> dict[str, Any]:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return {"processes": self.world.size, "device": name}
 
     def _attempt(self, batch: "Batch", begin: int, patch: Patch | None, masked: bool) -> Tensor | None:
         """This rank's part of the loss; None where its memory did not suffice."""
@@ -145,6 +161,7 @@ class WholeBatch:
                 'precision="bf16", or parallel="fsdp" on several devices'
             )
         self.batch_device //= 2
+        self.halved = True
         if self.world.is_main:
             warnings.warn(
                 f"batch_device: {2 * self.batch_device} images at a time do not fit into the memory of {self.device}; "

@@ -84,9 +84,9 @@ def failure(work: Callable[[], Any]) -> str:
 RUNS: dict[str, dict[str, Any]] = {
     "plain": {"images": 96},
     "micro": {"images": 96, "batch_device": 3},
-    "patches": {"images": 256, "patch_p": 0.4, "patch_levels": 2, "batch_device": 3},
-    "dynamic": {"images": 320, "dynamic_prune": 0.6, "dynamic_prune_until": 280},
-    "disk": {"images": 320, "dynamic_prune": 0.6, "dynamic_prune_until": 280, "placement": "disk"},
+    "patches": {"images": 160, "patch_p": 0.4, "patch_levels": 2, "batch_device": 3},
+    "dynamic": {"images": 192, "dynamic_prune": 0.6, "dynamic_prune_until": 170},
+    "disk": {"images": 192, "dynamic_prune": 0.6, "dynamic_prune_until": 170, "placement": "disk"},
 }
 
 

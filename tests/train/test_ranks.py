@@ -1,5 +1,6 @@
 """One process, two, four, and accumulation: the same images, times, noise and dropout, and the same weights."""
 
+import functools
 import json
 import runpy
 import shutil
@@ -35,6 +36,15 @@ with work["recorded"]() as seen:
     made = folder / f"resumed-{size}"
     result = work["train"](config(made, images={2: 96, 4: 144}[size]), work["build_data"]())
 found["resumed"] = seen
+original = work["TrainingStep"].__call__
+def short(step, batch, *arguments, **options):
+    loss = original(step, batch, *arguments, **options)
+    if world().rank == 1 and len(batch) > 2 and int(batch.position.min()) >= 32:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    return loss
+work["TrainingStep"].__call__ = short
+work["train"](config(folder / f"short-{size}", images=96), work["build_data"]())
+work["TrainingStep"].__call__ = original
 found["result"] = [result.images, result.steps, str(result.checkpoint), result.repeated]
 found["again"] = work["train"](config(made, images=96), work["build_data"]()).repeated
 found["errors"] = [
@@ -52,14 +62,20 @@ def alone(tmp_path_factory) -> tuple[Path, dict[str, dict[str, str]]]:
 
 
 @pytest.fixture(scope="module")
-def worlds(run_ranks, tmp_path_factory) -> tuple[Path, dict[int, list[dict[str, Any]]]]:
-    """2 processes go on from 48 images of one, and 4 from where they left; each ends runs of its own besides."""
+def run_world(run_ranks, tmp_path_factory):
+    """run_world(size) -> (its folder, what its ranks found): 2 processes go on from 48 images of one, and 4 from where
+    they left; each ends runs of its own besides."""
     folder = tmp_path_factory.mktemp("worlds")
-    train(rank_work.make_config(folder / "resumed-2", images=48), rank_work.build_data())
-    found = {2: run_ranks(SCRIPT, 2, WORK, folder)}
-    shutil.copytree(folder / "resumed-2", folder / "resumed-4")
-    found[4] = run_ranks(SCRIPT, 4, WORK, folder)
-    return folder, found
+
+    @functools.cache
+    def run(size: int) -> tuple[Path, list[dict[str, Any]]]:
+        if size == 2:
+            train(rank_work.make_config(folder / "resumed-2", images=48), rank_work.build_data())
+        else:
+            shutil.copytree(run(2)[0] / "resumed-2", folder / "resumed-4")
+        return folder, run_ranks(SCRIPT, size, WORK, folder)
+
+    return run
 
 
 def together(parts: list[dict[str, str]]) -> dict[str, str]:
@@ -91,12 +107,16 @@ def assert_same_lines(one: Path, other: Path) -> None:
             assert mine[key] == theirs[key]
 
 
+SIZES = pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
+
+
+@SIZES
 @pytest.mark.parametrize("name", rank_work.RUNS)
-@pytest.mark.parametrize("size", [2, 4])
-def test_every_world_trains_on_the_same(alone, worlds, name, size):
+def test_every_world_trains_on_the_same(alone, run_world, name, size):
     folder, seen = alone
-    there, found = worlds
-    assert together([rank["seen"][name] for rank in found[size]]) == seen[name]
+    there, found = run_world(size)
+    assert len(seen[name]) >= 96
+    assert together([rank["seen"][name] for rank in found]) == seen[name]
     assert_close(folder / name, there / f"world-{size}" / name)
     assert_same_lines(folder / name, there / f"world-{size}" / name)
 
@@ -108,8 +128,18 @@ def test_accumulation_trains_on_the_same(alone):
     assert_same_lines(folder / "micro", folder / "plain")
 
 
-def test_a_run_goes_on_with_other_numbers_of_processes(worlds, tmp_path):
-    there, found = worlds
+@SIZES
+def test_memory_that_is_short_on_one_rank_is_short_for_all(alone, run_world, size):
+    there, _ = run_world(size)
+    fitted = find_checkpoint(there / f"short-{size}")[1]["fitted"]
+    assert fitted == {"processes": size, "device": "cpu", "batch_device": 2}
+    assert_close(alone[0] / "plain", there / f"short-{size}")
+    assert_same_lines(alone[0] / "plain", there / f"short-{size}")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_numbers_of_processes(run_world, tmp_path):
+    there, found = run_world(2)[0], {size: run_world(size)[1] for size in (2, 4)}
     with rank_work.recorded() as seen:
         train(rank_work.make_config(tmp_path / "straight", images=192), rank_work.build_data())
     for size, begin, end in ((2, 48, 96), (4, 96, 144)):
@@ -127,19 +157,18 @@ def test_a_run_goes_on_with_other_numbers_of_processes(worlds, tmp_path):
     assert_same_lines(tmp_path / "straight", tmp_path / "resumed")
 
 
-def test_every_rank_gets_the_error(worlds):
-    for size, ranks in worlds[1].items():
-        for rank in ranks:
-            if 15 % size:
-                assert rank["errors"][0] == f"InputError: batch_size is 15: must be a multiple of the {size} processes"
-            assert rank["errors"][1].startswith("InputError: ")
-            assert "lr (0.001, now 0.0001)" in rank["errors"][1]
+@SIZES
+def test_every_rank_gets_the_error(run_world, size):
+    for rank in run_world(size)[1]:
+        assert rank["errors"][0] == f"InputError: batch_size is 15: must be a multiple of the {size} processes"
+        assert rank["errors"][1].startswith("InputError: ")
+        assert "lr (0.001, now 0.0001)" in rank["errors"][1]
 
 
-def test_left_out_by_all_ranks_alike(alone, worlds):
+@SIZES
+def test_left_out_by_all_ranks_alike(alone, run_world, size):
     summary = [
         json.loads((folder / "dynamic" / "train" / "summary.json").read_text())
-        for folder in (alone[0], worlds[0] / "world-2", worlds[0] / "world-4")
+        for folder in (alone[0], run_world(size)[0] / f"world-{size}")
     ]
-    assert summary[0]["left_out"] > 0
-    assert len({s["left_out"] for s in summary}) == 1
+    assert summary[0]["left_out"] == summary[1]["left_out"] > 0
