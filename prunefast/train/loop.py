@@ -19,6 +19,7 @@ from prunefast.train.config import TrainConfig
 from prunefast.train.interrupt import StopRequest, TrainingStopped
 from prunefast.train.log import Meter, MetricsLog, Status, read_metrics, recent_loss, significant
 from prunefast.train.optim import learning_rate
+from prunefast.train.posthoc import Snapshots
 from prunefast.train.setup import Parts, Plan, build_parts, make_plan, open_inputs
 from prunefast.train.state import (
     check_same_recipe,
@@ -138,7 +139,7 @@ class _Run:
         self.saved_images = -1
         if found is not None:
             self.checkpoint, recorded = found
-            load_checkpoint(self.checkpoint, parts.model, parts.ema, parts.updater)
+            load_checkpoint(self.checkpoint, parts.model, parts.ema, parts.updater, recorded)
             parts.loader.load_state_dict(recorded["loader"])
             if parts.pruning is not None:
                 parts.pruning.load(load_pruning(self.checkpoint))
@@ -150,6 +151,7 @@ class _Run:
             offset = recorded["metrics_offset"]
         self.config.dump(folder / "config.toml")
         self.metrics = MetricsLog(folder / "metrics.jsonl", offset)
+        self.snapshots = Snapshots(folder, parts.ema, self.config.ema_snapshots)
         self.line_images, self.line_seconds = self.timed_images, self.seconds  # at the last line of metrics
 
     def extra_state(self) -> dict[str, Any]:
@@ -210,6 +212,8 @@ class _Run:
             if line_due:
                 self._write_line()
             status.advance(trained)
+            if self.snapshots.take(self.images):
+                last = time.perf_counter()
             images_due = config.checkpoint_every_images is not None and (
                 self.images - save_images >= config.checkpoint_every_images
             )
