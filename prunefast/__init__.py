@@ -59,6 +59,7 @@ _EXPORTS = {
     "TrainConfig": "prunefast.train",
     "train": "prunefast.train",
     "sample": "prunefast.train",
+    "choose_ema": "prunefast.train",
     "export_model": "prunefast.train",
     "import_model": "prunefast.train",
     "tdc": "prunefast.tdc",
@@ -84,6 +85,7 @@ __all__ = [
     "TDCOptions",
     "TrainConfig",
     "__version__",
+    "choose_ema",
     "data",
     "deduplicate",
     "diffusion",
@@ -149,4 +151,11 @@ if TYPE_CHECKING:
     from prunefast.select import Coreset, select
     from prunefast.stream import Batch, CoresetLoader, CoresetSampler
     from prunefast.tdc import TDCOptions, tdc  # type: ignore[no-redef]
-    from prunefast.train import TrainConfig, export_model, import_model, sample, train  # type: ignore[no-redef]
+    from prunefast.train import (  # type: ignore[no-redef]
+        TrainConfig,
+        choose_ema,
+        export_model,
+        import_model,
+        sample,
+        train,
+    )

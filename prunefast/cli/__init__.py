@@ -30,6 +30,7 @@ COMMANDS = {
     "encode-latents": "encode a data set with a local autoencoder, once, to train on its latents",
     "reweight": "find class weights: a proxy against a frozen reference",
     "train": "train a diffusion model on exactly the coreset",
+    "ema": "take another moving average of a trained model: any width, after training",
     "tdc": "prune and fine-tune one network a timestep group of a trained one",
     "sample": "sample images from a checkpoint",
     "evaluate": "compare samples with a reference: Frechet distance, KID, precision, recall, memorisation",

@@ -21,6 +21,7 @@ import tomli_w
 from prunefast.diffusion.patches import LOSSES, SCHEDULES
 from prunefast.errors import InputError, InputTypeError
 from prunefast.files import read_json, write_text
+from prunefast.train.ema import WIDEST
 
 PRECISIONS = ("auto", "bf16", "fp32")
 OPTIMIZERS = ("adamw", "apex")
@@ -103,8 +104,12 @@ class TrainConfig:
     max_bad_steps: int = 10  # training stops after so many steps in a row without a finite loss and gradient
 
     # moving average of the weights
-    ema_half_life_images: float = 500_000  # Karras et al. 2022, table 7: 0.5 Mimg for CIFAR-10
+    # Karras et al. 2022, table 7: 0.5 Mimg for CIFAR-10. Several: the first is sampled from, `choose_ema` gives others
+    ema_half_life_images: float | tuple[float, ...] = 500_000
     ema_ramp_up: float = 0.05  # the half-life is at most this share of the images so far, so short runs average too
+    # power-function averages of these relative widths besides; of two, such as (0.05, 0.1), `choose_ema` makes any
+    ema_sigma_rel: tuple[float, ...] = ()
+    ema_snapshots: int = 24  # of the power-function averages: the newest so many stay (see train/posthoc.py)
 
     # machine
     # under torchrun: "ddp", every process has the whole network; "fsdp", a part of it, for networks that do not fit
@@ -198,6 +203,7 @@ _NOT_RECIPE = frozenset(
         *("init_from", "dynamic_prune_until"),
         *("batch_device", "parallel", "device", "compile", "deterministic", "placement", "on_unreadable", "threads"),
         *("checkpoint_every_images", "checkpoint_every_seconds", "keep_checkpoints", "status_every_images"),
+        "ema_snapshots",
     }
 )
 
@@ -216,6 +222,8 @@ def recipe(config: TrainConfig, **resolved: Any) -> dict[str, Any]:
         kept = {key: value for key, value in kept.items() if not key.startswith("patch_")}
     if config.mask_ratio == 0:
         kept = {key: value for key, value in kept.items() if not key.startswith("mask_")}
+    if not config.ema_sigma_rel:
+        del kept["ema_sigma_rel"]
     if not config.learn_sigma:
         del kept["learn_sigma"], kept["bound_weight"]
     return {**resolved, **kept}
@@ -421,6 +429,30 @@ def _timesteps(key: str, value: Any) -> tuple[float, float]:
     return low, high
 
 
+def _numbers(key: str, value: Any, check: _Number) -> tuple[float, ...]:
+    """Different numbers."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise InputTypeError(f"{key} is {value!r}; give numbers, such as (0.05, 0.1)")
+    numbers = tuple(check(key, entry) for entry in value)
+    if len(set(numbers)) < len(numbers):
+        raise InputError(f"{key}: the same average twice; leave one out")
+    return numbers
+
+
+def _half_lives(key: str, value: Any) -> float | tuple[float, ...]:
+    check = _Number(0.0)
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return check(key, value)
+    numbers = _numbers(key, value, check)
+    if not numbers:
+        raise InputError(f"{key}: is empty; give at least one")
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
+def _widths(key: str, value: Any) -> tuple[float, ...]:
+    return _numbers(key, value, _Number(0.0, WIDEST, open_low=True, closed_high=True))
+
+
 def _options(key: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise InputTypeError(f"{key} is {value!r}; give a table of options")
@@ -486,9 +518,11 @@ _CHECKS: dict[str, typing.Callable[[str, Any], Any]] = {
     "betas": _betas,
     "grad_clip": _Number(0.0),
     "max_bad_steps": _Whole(1),
-    "ema_half_life_images": _Number(0.0),
+    "ema_half_life_images": _half_lives,
     "ema_ramp_up": _Number(0.0, open_low=True),
     "parallel": _Choice(PARALLELS),
+    "ema_sigma_rel": _widths,
+    "ema_snapshots": _Whole(0),
     "device": _text,
     "precision": _Choice(PRECISIONS),
     "compile": _flag,

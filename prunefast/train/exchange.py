@@ -27,7 +27,7 @@ from prunefast.train.config import TrainConfig
 from prunefast.train.ema import Ema, copy_tensors, named_weights
 from prunefast.train.experts import is_tdc_folder
 from prunefast.train.optim import Updater
-from prunefast.train.state import _load_tensors, find_checkpoint, load_weights, save_checkpoint
+from prunefast.train.state import find_checkpoint, load_tensors, load_weights, save_checkpoint
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 MODULE_NAME, CLASS_NAME = "prunefast_network", "PrunefastNetwork"
@@ -151,7 +151,7 @@ def import_model(folder: str | os.PathLike[str], out: str | os.PathLike[str]) ->
     if not file.is_file():
         raise InputError(f"{file}: no such file; weights are read from safetensors only: save the model anew")
     process, prediction = _process(read_json(folder / "scheduler" / "scheduler_config.json"), folder)
-    theirs = _load_tensors(file)
+    theirs = load_tensors(file)
     if config.get("_class_name") == CLASS_NAME:
         network = config.get("network")
         if not isinstance(network, dict) or network.get("name") not in PRESETS:

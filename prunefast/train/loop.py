@@ -24,6 +24,7 @@ from prunefast.train.config import TrainConfig
 from prunefast.train.interrupt import StopRequest, TrainingStopped
 from prunefast.train.log import Meter, MetricsLog, Status, read_metrics, recent_loss, significant
 from prunefast.train.optim import learning_rate
+from prunefast.train.posthoc import Snapshots
 from prunefast.train.setup import Parts, Plan, build_parts, make_plan, open_inputs
 from prunefast.train.state import (
     check_same_recipe,
@@ -162,7 +163,7 @@ class _Run:
         self.saved_images = -1
         if found is not None:
             self.checkpoint, recorded = found
-            load_checkpoint(self.checkpoint, parts.model, parts.ema, parts.updater)
+            load_checkpoint(self.checkpoint, parts.model, parts.ema, parts.updater, recorded)
             parts.loader.load_state_dict(recorded["loader"])
             if parts.pruning is not None:
                 parts.pruning.load(load_pruning(self.checkpoint))
@@ -174,12 +175,14 @@ class _Run:
             parts.gradient.take_over(recorded.get("fitted"))
             offset = recorded["metrics_offset"]
         self.metrics: MetricsLog | None = None  # rank 0 has it
+        self.snapshots: Snapshots | None = None  # likewise
         distributed.on_main(lambda: self._open_files(offset))
         self.line_images, self.line_seconds = self.timed_images, self.seconds  # at the last line of metrics
 
     def _open_files(self, offset: int) -> None:
         self.config.dump(self.folder / "config.toml")
         self.metrics = MetricsLog(self.folder / "metrics.jsonl", offset)
+        self.snapshots = Snapshots(self.folder, self.parts.ema, self.config.ema_snapshots)
 
     def extra_state(self) -> dict[str, Any]:
         """What a loop built on this one has in its checkpoints besides."""
@@ -242,6 +245,8 @@ class _Run:
             if line_due:
                 self._write_line()
             status.advance(trained)
+            if self.snapshots is not None and self.snapshots.take(self.images):
+                last = time.perf_counter()
             images_due = config.checkpoint_every_images is not None and (
                 self.images - save_images >= config.checkpoint_every_images
             )

@@ -369,5 +369,5 @@ def build_parts(plan: Plan) -> Parts:
         class_weights_in=config.class_weights_in,  # type: ignore[arg-type]
         groups=plan.groups,
     )
-    ema = Ema(model, config.ema_half_life_images, config.ema_ramp_up)
+    ema = Ema(model, config.ema_half_life_images, config.ema_ramp_up, config.ema_sigma_rel)
     return Parts(model, step, ema, Updater(model, config), loader, pruning, gradient)

@@ -4,6 +4,7 @@
         model.safetensors                  weights, by their names in the uncompiled module
         ema.safetensors                    their moving average, the same names
         optimizer.safetensors              moments and step counts, PARAMETER.KEY
+        averages.safetensors               further averages, AVERAGE/NAME (only where there are some)
         pruning.safetensors                of dynamic pruning: scores, and what is left of the epoch (only with it)
         state.json                         everything else, with a SHA-256 of each file and of itself
 
@@ -37,6 +38,7 @@ from prunefast.train.optim import Updater
 FORMAT_VERSION = 1
 PREFIX = "checkpoint-"
 WEIGHT_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
+AVERAGES_FILE = "averages.safetensors"
 PRUNING_FILE = "pruning.safetensors"
 STATE_FILE = "state.json"
 
@@ -65,20 +67,30 @@ def save_checkpoint(
     """
     path = folder / f"{PREFIX}{images:09d}"
     tensors = dict(zip(WEIGHT_FILES, (named_weights(model), ema.tensors(), updater.tensors()), strict=True))
+    if len(ema.averages) > 1:
+        tensors[AVERAGES_FILE] = ema.more_tensors()
     if pruning is not None:
         tensors[PRUNING_FILE] = dict(pruning)
-    with atomic_folder(path) as temporary:
-        for name, content in tensors.items():
-            _save_tensors(content, temporary / name, path / name)
-        digests = {name: _file_digest(temporary / name) for name in tensors}
-        versions = {"prunefast": prunefast.__version__, "torch": torch.__version__}
-        document = {"format": FORMAT_VERSION, "images": images, **state, "versions": versions, "files": digests}
-        (temporary / STATE_FILE).write_bytes(_render({**document, "digest": _digest(_render(document))}))
+    write_checkpoint(path, images, {"ema": ema.state(), **state}, tensors)
     _prune(folder, images, keep)
     return path
 
 
-def _save_tensors(tensors: Mapping[str, Tensor], path: Path, shown: Path) -> None:
+def write_checkpoint(
+    path: Path, images: int, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    """Write the folder `path`: `tensors` by file name, and `state`."""
+    with atomic_folder(path) as temporary:
+        for name, content in tensors.items():
+            save_tensors(content, temporary / name, path / name)
+        digests = {name: _file_digest(temporary / name) for name in tensors}
+        versions = {"prunefast": prunefast.__version__, "torch": torch.__version__}
+        document = {"format": FORMAT_VERSION, "images": images, **state, "versions": versions, "files": digests}
+        (temporary / STATE_FILE).write_bytes(_render({**document, "digest": _digest(_render(document))}))
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, shown: Path) -> None:
+    """Write a safetensors file; errors are told of `shown`."""
     try:
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
     except SafetensorError as error:
@@ -137,7 +149,7 @@ def read_state(path: Path) -> dict[str, Any]:
             raise BrokenCheckpoint(f"{path / STATE_FILE}: was changed after it was written")
         if document["format"] != FORMAT_VERSION:
             raise InputError(f"{path}: has format {document['format']}; update prunefast (it reads {FORMAT_VERSION})")
-        more = [PRUNING_FILE] if PRUNING_FILE in document["files"] else []
+        more = [name for name in (AVERAGES_FILE, PRUNING_FILE) if name in document["files"]]
         for name in (*WEIGHT_FILES, *more):
             if _file_digest(path / name) != document["files"][name]:
                 raise BrokenCheckpoint(f"{path / name}: was damaged or changed after it was written")
@@ -178,22 +190,24 @@ def find_checkpoint(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]
     raise InputError(f"{path}: there is no checkpoint; give a run folder that was trained, or a {PREFIX}* folder")
 
 
-def load_checkpoint(path: Path, model: nn.Module, ema: Ema, updater: Updater) -> None:
-    """Put a checkpoint's tensors, checked by `read_state`, into a model, its average and its optimizer."""
+def load_checkpoint(path: Path, model: nn.Module, ema: Ema, updater: Updater, state: Mapping[str, Any]) -> None:
+    """Put a checkpoint's tensors, and its `state` as `read_state` gave it, into a model, its averages and its
+    optimizer."""
     load_weights(path, model, ema=False)
-    ema.load(_load_tensors(path / "ema.safetensors"))
-    updater.load(_load_tensors(path / "optimizer.safetensors"))
+    more = load_tensors(path / AVERAGES_FILE) if AVERAGES_FILE in state["files"] else None
+    ema.load(load_tensors(path / "ema.safetensors"), more, state.get("ema"))
+    updater.load(load_tensors(path / "optimizer.safetensors"))
 
 
 def load_pruning(path: Path) -> dict[str, Tensor]:
     """The state of dynamic pruning in a checkpoint."""
-    return _load_tensors(path / PRUNING_FILE)
+    return load_tensors(path / PRUNING_FILE)
 
 
 def load_weights(path: Path, model: nn.Module, *, ema: bool) -> None:
     """Put the weights of a checkpoint, or their moving average, into `model`."""
     name = "ema.safetensors" if ema else "model.safetensors"
-    copy_tensors(named_weights(model), _load_tensors(path / name), str(path / name))
+    copy_tensors(named_weights(model), load_tensors(path / name), str(path / name))
 
 
 def load_initial_weights(source: Path, model: nn.Module) -> str:
@@ -202,12 +216,13 @@ def load_initial_weights(source: Path, model: nn.Module) -> str:
         file = source
     else:
         file = find_checkpoint(source)[0] / "ema.safetensors"
-    tensors = _load_tensors(file)
+    tensors = load_tensors(file)
     copy_tensors(named_weights(model), tensors, str(file))
     return _file_digest(file)
 
 
-def _load_tensors(path: Path) -> dict[str, Tensor]:
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU."""
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:

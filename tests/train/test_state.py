@@ -54,7 +54,7 @@ def test_what_is_written_is_read(whole):
     assert len(state["digest"]) == 64
     model, ema, updater = make_parts()
     other_model, other_ema, other_updater = make_parts(seed=1, steps=1)
-    checkpoints.load_checkpoint(whole, other_model, other_ema, other_updater)
+    checkpoints.load_checkpoint(whole, other_model, other_ema, other_updater, state)
     for part, other in ((ema.tensors(), other_ema.tensors()), (updater.tensors(), other_updater.tensors())):
         assert part.keys() == other.keys()
         for name in part:
