@@ -27,6 +27,7 @@ from prunefast.stream.order import (
 from prunefast.stream.pack import pack
 from prunefast.stream.placement import Placement, choose_placement
 from prunefast.stream.replacement import Replaced, Replacements
+from prunefast.stream.transfer import CudaCopies, pinned, sent_ahead
 
 _LOAD_BATCH = 256  # images decoded at a time into the resident tensor
 
@@ -161,7 +162,7 @@ class CoresetLoader:
         self.placement, self.placement_reason = choose_placement(placement, needed, self.device, memory_budget_bytes)
         self._resident: torch.Tensor | None = None
         self._packed: ImageDataset | None = None
-        self._buffers = Buffers()
+        self._buffers = Buffers(pinned if self.device.type == "cuda" else None)
         if on_error not in ("raise", "replace"):
             raise InputError(f"on_error={on_error!r}: choose 'raise' or 'replace'")
         self._replacements = Replacements(data, self._indices) if on_error == "replace" else None
@@ -230,8 +231,15 @@ class CoresetLoader:
                 waiting.append((positions, places))
                 yield items_at(places)
 
-        for _, images in data.decode_ahead(parts(), self.threads, self._buffers, replace):
-            positions, places = waiting.pop(0)
+        def decoded() -> Iterator[tuple[tuple[np.ndarray, np.ndarray], np.ndarray]]:
+            for _, images in data.decode_ahead(parts(), self.threads, self._buffers, replace):
+                yield waiting.pop(0), images
+
+        if self.device.type == "cuda":
+            for (positions, places), rows in sent_ahead(decoded(), CudaCopies(self.device)):
+                yield self._batch(rows, torch.from_numpy(places), positions)
+            return
+        for (positions, places), images in decoded():
             yield self._batch(torch.from_numpy(images), torch.from_numpy(places), positions)
 
     def _batch(
