@@ -1,4 +1,4 @@
-"""Batches from main memory to a GPU, beside the training on it: pinned buffers, copies on a stream of their own.
+"""Batches from main memory to a GPU, beside training: pinned buffers, copies on a stream of their own.
 
 A copy from pageable memory waits for all work before it, and pinning a batch copies it once more; so batches are decoded
 into pinned memory, and each is sent while the one before it is trained on. The host waits for nothing: a buffer is used

@@ -132,6 +132,7 @@ class _Run:
         self.images = self.steps = 0
         self.pixels = 0  # trained on: height x width of every image or crop
         self.seconds = 0.0
+        self.waited = 0.0  # of the seconds of this process, for images
         self.timed_images = 0  # those that `seconds` were spent on: a process' first step is in neither
         self.meter = Meter(plan.device)
         offset = 0
@@ -150,7 +151,8 @@ class _Run:
             offset = recorded["metrics_offset"]
         self.config.dump(folder / "config.toml")
         self.metrics = MetricsLog(folder / "metrics.jsonl", offset)
-        self.line_images, self.line_seconds = self.timed_images, self.seconds  # at the last line of metrics
+        # at the last line of metrics
+        self.line_images, self.line_seconds, self.line_waited = self.timed_images, self.seconds, self.waited
 
     def extra_state(self) -> dict[str, Any]:
         """What a loop built on this one has in its checkpoints besides."""
@@ -194,11 +196,15 @@ class _Run:
         last: float | None = None  # when the step before this one ended
         while not (self.over or stop.name):
             before = self.images
-            self._one_step(next(batches))
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited = time.perf_counter() - asked
+            self._one_step(batch)
             trained = self.images - before
             now = time.perf_counter()
             if last is not None:
                 self.seconds += now - last
+                self.waited += waited
                 self.timed_images += trained
             last = now
             # from here on nothing is done at most steps
@@ -206,7 +212,7 @@ class _Run:
             if line_due or look_due or self.device.type == "cpu":
                 self._check_divergence()
             if look_due:
-                status.note(self.meter.read()["loss"], self.seconds)
+                status.note(self.meter.read()["loss"], self.seconds, self.waited, len(self.parts.loader.replaced))
             if line_due:
                 self._write_line()
             status.advance(trained)
@@ -245,6 +251,7 @@ class _Run:
         """One line of metrics: means since the line before."""
         means = self.meter.read()
         images, seconds = self.timed_images - self.line_images, self.seconds - self.line_seconds
+        waited = self.waited - self.line_waited
         self.metrics.write(
             {
                 "images": self.images,
@@ -256,10 +263,11 @@ class _Run:
                 "skipped": means["skipped"],
                 "images_per_second": significant(images / seconds, 4) if seconds else None,
                 "seconds": round(self.seconds, 3),
+                "data_wait": significant(waited / seconds, 3) if seconds else None,
             }
         )
         self.meter.start_line()
-        self.line_images, self.line_seconds = self.timed_images, self.seconds
+        self.line_images, self.line_seconds, self.line_waited = self.timed_images, self.seconds, self.waited
 
     def _save(self) -> None:
         if self.images == self.saved_images:
@@ -294,6 +302,8 @@ class _Run:
             pruning=None if pruning is None else pruning.tensors(),
         )
         self.saved_images = self.images
+        if replaced := parts.loader.replaced:
+            write_json(self.folder / "replaced.json", [dataclasses.asdict(one) for one in replaced])
         self._write_summary(finished=False)
 
     def _finish(self) -> None:
