@@ -41,10 +41,14 @@ PYBIND11_MODULE(_images, m) {
     const prunefast_records args = records(fields);
     run([&] { return prunefast_sum_records(&args, pointer<uint64_t>(sum_out), pointer<int32_t>(status)); });
   });
-  m.def("copy_records", [](const py::tuple& fields, uintptr_t out, int64_t row_bytes, uintptr_t status) {
-    const prunefast_records args = records(fields);
-    run([&] { return prunefast_copy_records(&args, pointer<uint8_t>(out), row_bytes, pointer<int32_t>(status)); });
-  });
+  m.def("copy_records",
+        [](const py::tuple& fields, uintptr_t mapped, uintptr_t out, int64_t row_bytes, uintptr_t status) {
+          const prunefast_records args = records(fields);
+          run([&] {
+            return prunefast_copy_records(&args, pointer<const uint8_t*>(mapped), pointer<uint8_t>(out), row_bytes,
+                                          pointer<int32_t>(status));
+          });
+        });
   m.def("decode_records", [](const py::tuple& fields, int32_t side, int32_t window, uintptr_t corner, bool reduced,
                              uintptr_t out, uintptr_t status) {
     const prunefast_records args = records(fields);

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "mapped.h"
 #include "prunefast/prunefast_images.h"
 #include "threads.h"
 #include "xxh3.h"
@@ -99,7 +100,7 @@ int32_t for_each_record(const prunefast_records& records, int32_t* status, Body 
 
 using namespace prunefast;
 
-int32_t prunefast_images_abi_version(void) { return 1; }
+int32_t prunefast_images_abi_version(void) { return 2; }
 
 int32_t prunefast_images_has_jpeg(void) {
 #ifdef PRUNEFAST_JPEG
@@ -148,9 +149,15 @@ int32_t prunefast_sum_records(const prunefast_records* records, uint64_t* sum_ou
   });
 }
 
-int32_t prunefast_copy_records(const prunefast_records* records, uint8_t* out, int64_t row_bytes, int32_t* status) {
+int32_t prunefast_copy_records(const prunefast_records* records, const uint8_t* const* mapped, uint8_t* out,
+                               int64_t row_bytes, int32_t* status) {
   return for_each_record(*records, status, [=](int64_t i, Worker& worker) -> int32_t {
     uint8_t* const row = out + i * row_bytes;
+    if (mapped) {
+      if (!copy_mapped(mapped[i], records->length[i], row)) return PRUNEFAST_RECORD_CHANGED;
+      return records->sum && xxh3(row, records->length[i]) != records->sum[i] ? PRUNEFAST_RECORD_SUM
+                                                                             : PRUNEFAST_RECORD_READ;
+    }
     if (records->descriptor) return read_record(*records, i, worker.name, row);  // needs no byte more
     const int32_t result = read_record(*records, i, worker);
     if (result == PRUNEFAST_RECORD_READ) std::copy_n(worker.bytes.data(), records->length[i], row);

@@ -1,5 +1,6 @@
 // Records: statuses, sums, guarded outputs, and JPEGs damaged in every way, under the sanitizers.
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -47,7 +48,7 @@ void test_statuses() {
     prunefast_records records = {count, length, sum, descriptor, offset, -1, nullptr, nullptr, nullptr, threads};
     int32_t status[count];
     Guarded<uint8_t> out(count * 100);
-    CHECK(prunefast_copy_records(&records, out.data(), 100, status) == PRUNEFAST_OK);
+    CHECK(prunefast_copy_records(&records, nullptr, out.data(), 100, status) == PRUNEFAST_OK);
     CHECK(out.intact());
     const int32_t expected[] = {PRUNEFAST_RECORD_READ, PRUNEFAST_RECORD_READ, PRUNEFAST_RECORD_CHANGED,
                                 PRUNEFAST_RECORD_SUM, PRUNEFAST_RECORD_READ};
@@ -62,6 +63,37 @@ void test_statuses() {
   }
 }
 
+// From a map of the file, which is then cut short: records behind the end get a status, and nothing dies.
+void test_mapped() {
+  constexpr int64_t kPage = 1 << 16, count = 4;  // a page on any system, at most
+  std::vector<uint8_t> bytes(count * kPage);
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<uint8_t>(i % 251);
+  const File file(bytes);
+  auto* const start = static_cast<uint8_t*>(mmap(nullptr, bytes.size(), PROT_READ, MAP_SHARED, file.descriptor(), 0));
+  CHECK(start != MAP_FAILED);
+  const int64_t length[] = {100, 100, 100, 100};
+  const uint8_t* mapped[count];
+  uint64_t sum[count];
+  for (int64_t i = 0; i < count; ++i) {
+    mapped[i] = start + i * kPage + 7;
+    sum[i] = prunefast_xxh3(bytes.data() + i * kPage + 7, 100);
+  }
+  sum[1] ^= 1;
+  for (const int threads : {1, 3}) {
+    const prunefast_records records = {count, length, sum, nullptr, nullptr, -1, nullptr, nullptr, nullptr, threads};
+    int32_t status[count];
+    Guarded<uint8_t> out(count * 100);
+    CHECK(prunefast_copy_records(&records, mapped, out.data(), 100, status) == PRUNEFAST_OK);
+    CHECK(out.intact());
+    CHECK(status[0] == PRUNEFAST_RECORD_READ && status[1] == PRUNEFAST_RECORD_SUM);
+    CHECK(!std::memcmp(out.data(), bytes.data() + 7, 100));
+    CHECK(status[2] == (threads == 1 ? PRUNEFAST_RECORD_READ : PRUNEFAST_RECORD_CHANGED));
+    CHECK(status[3] == status[2]);
+    CHECK(ftruncate(file.descriptor(), 2 * kPage) == 0);
+  }
+  munmap(start, bytes.size());
+}
+
 void test_files() {
   const int folder = open("/", O_RDONLY | O_DIRECTORY);
   const std::string names = "no-such-file-of-prunefasttmp";
@@ -70,7 +102,7 @@ void test_files() {
   const prunefast_records records = {2, length, nullptr, nullptr, nullptr, folder, names.data(), start, item, 2};
   int32_t status[2];
   Guarded<uint8_t> out(20);
-  CHECK(prunefast_copy_records(&records, out.data(), 10, status) == PRUNEFAST_OK);
+  CHECK(prunefast_copy_records(&records, nullptr, out.data(), 10, status) == PRUNEFAST_OK);
   CHECK(status[0] == -ENOENT && status[1] == -EISDIR);  // /tmp is a folder
   CHECK(out.intact());
   close(folder);
@@ -142,6 +174,7 @@ void test_damaged_jpegs() {
 
 int main() {
   test_statuses();
+  test_mapped();
   test_files();
 #ifdef PRUNEFAST_JPEG
   CHECK(prunefast_images_has_jpeg() == 1);

@@ -2,10 +2,12 @@
 
 import copy
 import os
+import resource
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,9 @@ from prunefast.data.table import FIX, SCHEMA, Keys, TableInfo, save_table, stora
 from prunefast.errors import InputError, InputTypeError
 
 _MIN_TASK = 32  # images a decoding task has at least: below, handing it over costs as much as the work
+_MIN_TASK_BYTES = 1 << 20  # of pixels, enough as well: 5 images of 256 x 256, a millisecond of decoding
+_TASKS_A_THREAD = 2
+_THREAD_BYTES = 4 << 20  # of rows to copy before another thread is worth its start
 _BATCHES_AHEAD = 2  # decoded while the caller works on one
 
 
@@ -229,7 +234,43 @@ class ImageDataset:
         replace: called in a worker thread with an item that cannot be decoded and its error; gives the item to show in
         its place, or raises.
         """
-        return self._decode_ahead(parts, self.row_shape, worker_count(threads), buffers or Buffers(), replace)
+        count, buffers = worker_count(threads), buffers or Buffers()
+        if self._pixels is None and self._lie_ready(self._side()):
+            return self._rows_ahead(parts, count, buffers, replace)
+        return self._decode_ahead(parts, self.row_shape, count, buffers, replace)
+
+    def _rows_ahead(
+        self, parts: Iterator[np.ndarray], threads: int, buffers: Buffers, replace: "Replace | None"
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """`decode_ahead` of rows that are only copied: in the caller's thread, for handing over costs more than that.
+
+        The system is told of the next batches only while the disk is read: advice costs as much as copying 12 KB.
+        """
+        waiting: deque[np.ndarray] = deque()
+        cold = True
+
+        def first() -> tuple[np.ndarray, np.ndarray]:
+            items = waiting.popleft()
+            out = buffers.take((len(items), *self.row_shape), self.row_dtype)
+            try:
+                self._read_rows(items, out.reshape(len(items), -1), min(threads, 1 + out.nbytes // _THREAD_BYTES))
+            except InputError:
+                if replace is None:
+                    raise
+                self._fill_or_replace(items, out, replace)
+            return items, out
+
+        for items in parts:
+            waiting.append(self._checked(items))
+            before = _blocks_read()
+            if cold:
+                self._announce(items)
+            done = first() if len(waiting) > _BATCHES_AHEAD else None
+            cold = before is None or _blocks_read() != before
+            if done is not None:
+                yield done
+        while waiting:
+            yield first()
 
     def _decode_ahead(
         self,
@@ -245,10 +286,13 @@ class ImageDataset:
         def submit(items: np.ndarray) -> None:
             pool.submit(self._announce, items)
             out = buffers.take((len(items), *shape), self.row_dtype)
-            step = max(_MIN_TASK, -(-len(items) // threads))
+            # a few tasks a thread, of one size within one image: who is done early takes the next
+            least = min(_MIN_TASK, max(_MIN_TASK_BYTES * len(items) // max(out.nbytes, 1), 1))
+            count = max(min(threads * _TASKS_A_THREAD, len(items) // least), 1)
+            cuts = [len(items) * k // count for k in range(count + 1)]
             tasks = [
-                pool.submit(self._fill_or_replace, items[k : k + step], out[k : k + step], replace)
-                for k in range(0, len(items), step)
+                pool.submit(self._fill_or_replace, items[begin:end], out[begin:end], replace)
+                for begin, end in pairwise(cuts)
             ]
             waiting.append((items, out, tasks))
 
@@ -342,10 +386,10 @@ class ImageDataset:
             return False
         return bool(self.widths[0] == side and self.heights[0] == side)
 
-    def _read_rows(self, items: np.ndarray, rows: np.ndarray) -> None:
+    def _read_rows(self, items: np.ndarray, rows: np.ndarray, threads: int = 1) -> None:
         left = list(range(len(items)))
         if native.available():
-            left = np.flatnonzero(self._records.copy(items, rows) != READ).tolist()
+            left = np.flatnonzero(self._records.copy(items, rows, threads) != READ).tolist()
         for number in left:
             rows[number] = np.frombuffer(self._storage.read_raw(int(items[number])), dtype=np.uint8)
 
@@ -369,6 +413,13 @@ def _finished(items: np.ndarray, out: np.ndarray, tasks: list["Future[None]"]) -
     for task in tasks:
         task.result()
     return items, out
+
+
+def _blocks_read() -> int | None:
+    """Blocks that disks have read for this thread; None where the system does not count them."""
+    if not hasattr(resource, "RUSAGE_THREAD"):
+        return None
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
 
 
 def _all_equal(values: np.ndarray) -> bool:

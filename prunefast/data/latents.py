@@ -81,6 +81,9 @@ class LatentDataset(ImageDataset):
             "latents to training (prunefast train --data)"
         )
 
+    def _lie_ready(self, side: int) -> bool:
+        return False  # the item table is that of the images
+
     def _announce(self, items: np.ndarray) -> None:
         pass  # a memory map
 

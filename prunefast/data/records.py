@@ -54,11 +54,38 @@ class RecordReader:
         return sums, status
 
     def copy(self, items: np.ndarray, out: np.ndarray, threads: int = 1) -> np.ndarray:
-        """The bytes of each record into the rows of `out` uint8 [n, at least the longest]; int32 [n] status."""
+        """The bytes of each record into the rows of `out` uint8 [n, at least the longest]; int32 [n] status.
+
+        Out of maps of the files where they can be mapped: a system call a record costs more than its bytes (12 KB: 1.9
+        us against 0.35 us).
+        """
         status = np.empty(len(items), dtype=np.int32)
         fields, _alive = self._fields(items, threads)
-        _module().copy_records(fields, out.ctypes.data, out.strides[0], status.ctypes.data)
+        storage = self._storage
+        container = None if storage.container is None else storage.container[items]
+        mapped = None if container is None else self._mapped(items, container)
+        address = 0 if mapped is None else mapped.ctypes.data
+        _module().copy_records(fields, address, out.ctypes.data, out.strides[0], status.ctypes.data)
+        if mapped is not None:
+            assert container is not None
+            for number in np.unique(container).tolist():  # what was cut off within a page reads as zeros
+                if not storage.unchanged(number):
+                    status[container == number] = CHANGED
         return status
+
+    def _mapped(self, items: np.ndarray, container: np.ndarray) -> np.ndarray | None:
+        """Where in memory each record begins, int64 [n]; None where a file cannot be mapped or a record leaves it."""
+        storage = self._storage
+        assert storage.offset is not None
+        offset = storage.offset[items]
+        address = np.empty(len(items), dtype=np.int64)
+        for number in np.unique(container).tolist():
+            file = storage.mapped(number)
+            mine = container == number
+            if file is None or offset[mine].min() < 0 or (offset + storage.length[items])[mine].max() > len(file):
+                return None
+            address[mine] = file.ctypes.data + offset[mine]
+        return address
 
     def decode(
         self, items: np.ndarray, side: int, out: np.ndarray, corners: np.ndarray | None = None, threads: int = 1

@@ -5,7 +5,9 @@ file that was cut short gives an error, where a memory map would kill the proces
 are read at once.
 """
 
+import contextlib
 import errno
+import mmap
 import os
 import threading
 import zlib
@@ -127,16 +129,17 @@ class Storage:
         self.expanded = expanded
         self.sums = sums
         self._open: dict[int, _Descriptor] = {}
+        self._maps: dict[int, np.ndarray | None] = {}
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        del state["_open"], state["_lock"]
+        del state["_open"], state["_maps"], state["_lock"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._open = {}
+        self._open, self._maps = {}, {}
         self._lock = threading.Lock()
 
     def describe(self, item: int) -> str:
@@ -155,6 +158,25 @@ class Storage:
                 if held is None:
                     held = self._open[container] = _Descriptor(*self.containers[container])
         return held.number
+
+    def mapped(self, container: int) -> np.ndarray | None:
+        """All bytes of that file in memory, uint8, or None where it cannot be mapped. Only for the native module: what
+        has been cut off the file since kills a process that merely looks.
+        """
+        if container not in self._maps:
+            descriptor = self.descriptor(container)
+            with self._lock, contextlib.suppress(OSError, ValueError):
+                file = mmap.mmap(descriptor, self.containers[container][1], prot=mmap.PROT_READ)
+                if hasattr(mmap, "MADV_RANDOM"):
+                    file.madvise(mmap.MADV_RANDOM)  # reading ahead would read what was not chosen
+                self._maps[container] = np.frombuffer(file, dtype=np.uint8)
+            self._maps.setdefault(container, None)
+        return self._maps[container]
+
+    def unchanged(self, container: int) -> bool:
+        """Whether that file has the size and time it had when it was opened."""
+        status = os.fstat(self.descriptor(container))
+        return (status.st_size, status.st_mtime_ns) == tuple(self.containers[container][1:])
 
     def _read_file(self, item: int, limit: int | None = None) -> bytes:
         path = os.path.join(self.root, self.names[item])

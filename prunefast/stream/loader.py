@@ -27,6 +27,7 @@ from prunefast.stream.order import (
 from prunefast.stream.pack import pack
 from prunefast.stream.placement import Placement, choose_placement
 from prunefast.stream.replacement import Replaced, Replacements
+from prunefast.stream.transfer import CudaCopies, pinned, sent_ahead
 
 _LOAD_BATCH = 256  # images decoded at a time into the resident tensor
 
@@ -162,7 +163,7 @@ class CoresetLoader:
         self.placement, self.placement_reason = choose_placement(placement, needed, self.device, memory_budget_bytes)
         self._resident: torch.Tensor | None = None
         self._packed: ImageDataset | None = None
-        self._buffers = Buffers()
+        self._buffers = Buffers(pinned if self.device.type == "cuda" else None)
         if on_error not in ("raise", "replace"):
             raise InputError(f"on_error={on_error!r}: choose 'raise' or 'replace'")
         self._replacements = Replacements(data, self._indices) if on_error == "replace" else None
@@ -245,10 +246,17 @@ class CoresetLoader:
                 waiting.append((positions, places, factors))
                 yield items_at(places)
 
-        while upcoming is not None:
+        def decoded() -> Iterator[tuple[tuple[np.ndarray, np.ndarray, np.ndarray | None], np.ndarray]]:
             for _, images in data.decode_ahead(parts(), self.threads, self._buffers, replace):
-                positions, places, factors = waiting.pop(0)
-                yield self._batch(torch.from_numpy(images), torch.from_numpy(places), positions, factors)
+                yield waiting.pop(0), images
+
+        while upcoming is not None:
+            if self.device.type == "cuda":
+                batches = sent_ahead(decoded(), CudaCopies(self.device))
+            else:
+                batches = ((asked, torch.from_numpy(images)) for asked, images in decoded())
+            for (positions, places, factors), rows in batches:
+                yield self._batch(rows, torch.from_numpy(places), positions, factors)
 
     def _batch(
         self, rows: torch.Tensor, places: torch.Tensor, positions: np.ndarray, factors: np.ndarray | None = None

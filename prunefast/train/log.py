@@ -20,10 +20,11 @@ from prunefast.errors import InputError
 from prunefast.files import explain_os_error
 from prunefast.progress import Progress, format_seconds
 
-TIMING_KEYS = ("images_per_second", "seconds")  # keys of a metrics line that differ from run to run
+TIMING_KEYS = ("images_per_second", "seconds", "data_wait")  # keys of a metrics line that differ from run to run
 
 # Reading the loss waits for the device: for the eye, twice a second is enough.
 STATUS_SECONDS = 0.5
+DATA_WAIT_SHOWN = 0.05  # share of the time from which the status line speaks of waiting for data
 
 
 class Meter:
@@ -160,14 +161,24 @@ class Status:
         self._max_seconds = max_seconds
         self._note = ""
         self._last = -math.inf
+        self._seconds: float | None = None  # and waited, when noted last
+        self._waited = 0.0
 
     def due(self) -> bool:
         """Whether it is worth reading the loss for the line."""
         return self._show and time.monotonic() - self._last >= STATUS_SECONDS
 
-    def note(self, loss: float | None, seconds: float) -> None:
+    def note(self, loss: float | None, seconds: float, waited: float = 0.0, replaced: int = 0) -> None:
+        """seconds: of training so far; waited: how many of them for images; replaced: images that cannot be read."""
         self._last = time.monotonic()
         parts = [f"loss {loss:.4f}" if loss is not None else "loss -"]
+        if self._seconds is not None and seconds > self._seconds:
+            share = (waited - self._waited) / (seconds - self._seconds)
+            if share >= DATA_WAIT_SHOWN:
+                parts.append(f"waiting for data {share:.0%}")
+        self._seconds, self._waited = seconds, waited
+        if replaced:
+            parts.append(f"{replaced:,} replaced")
         if self._max_seconds is not None:
             parts.append(f"{format_seconds(max(self._max_seconds - seconds, 0.0))} left")
         self._note = ", ".join(parts)

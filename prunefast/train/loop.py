@@ -157,6 +157,7 @@ class _Run:
         self.images = self.steps = 0
         self.pixels = 0  # trained on: height x width of every image or crop
         self.seconds = 0.0
+        self.waited = 0.0  # of the seconds of this process, for images
         self.timed_images = 0  # those that `seconds` were spent on: a process' first step is in neither
         self.meter = Meter(plan.device)
         offset = 0
@@ -177,7 +178,8 @@ class _Run:
         self.metrics: MetricsLog | None = None  # rank 0 has it
         self.snapshots: Snapshots | None = None  # likewise
         distributed.on_main(lambda: self._open_files(offset))
-        self.line_images, self.line_seconds = self.timed_images, self.seconds  # at the last line of metrics
+        # at the last line of metrics
+        self.line_images, self.line_seconds, self.line_waited = self.timed_images, self.seconds, self.waited
 
     def _open_files(self, offset: int) -> None:
         self.config.dump(self.folder / "config.toml")
@@ -229,11 +231,15 @@ class _Run:
         over, stopping, _ = self._agree(stop, False)
         while not (over or stopping):
             before = self.images
-            self._one_step(next(batches))
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited = time.perf_counter() - asked
+            self._one_step(batch)
             trained = self.images - before
             now = time.perf_counter()
             if last is not None:
                 self.seconds += now - last
+                self.waited += waited
                 self.timed_images += trained
             last = now
             # from here on nothing is done at most steps
@@ -241,7 +247,7 @@ class _Run:
             if line_due or (look_due and self.world.size == 1) or self.device.type == "cpu":  # all ranks, or none
                 self._check_divergence()
             if look_due:
-                status.note(self.meter.read()["loss"], self.seconds)
+                status.note(self.meter.read()["loss"], self.seconds, self.waited, len(self.parts.loader.replaced))
             if line_due:
                 self._write_line()
             status.advance(trained)
@@ -284,6 +290,7 @@ class _Run:
         """One line of metrics: means since the line before."""
         means = self.meter.read()
         images, seconds = self.timed_images - self.line_images, self.seconds - self.line_seconds
+        waited = self.waited - self.line_waited
         record = {
             "images": self.images,
             "steps": self.steps,
@@ -294,11 +301,12 @@ class _Run:
             "skipped": means["skipped"],
             "images_per_second": significant(images / seconds, 4) if seconds else None,
             "seconds": round(self.seconds, 3),
+            "data_wait": significant(waited / seconds, 3) if seconds else None,
         }
         if self.metrics is not None:
             self.metrics.write(record)
         self.meter.start_line()
-        self.line_images, self.line_seconds = self.timed_images, self.seconds
+        self.line_images, self.line_seconds, self.line_waited = self.timed_images, self.seconds, self.waited
 
     def _save(self) -> None:
         if self.images == self.saved_images:
@@ -339,6 +347,8 @@ class _Run:
             keep,
             pruning=None if pruning is None else pruning.tensors(),
         )
+        if replaced := parts.loader.replaced:
+            write_json(self.folder / "replaced.json", [dataclasses.asdict(one) for one in replaced])
         self._write_summary(finished=False)
         return path
 

@@ -4,6 +4,9 @@ would not say.
 
 import io
 import os
+import signal
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -263,3 +266,51 @@ def test_a_busy_main_thread_does_not_stop_reading(kind, tmp_path, write_folder, 
         sum(range(1000))
     assert done.is_set()
     thread.join()
+
+
+@pytest.mark.parametrize("handler", ["faulthandler", "none", "own"])
+def test_a_mapped_file_that_shrinks_raises(tmp_path, handler):
+    """Rows are copied out of a memory map, and what a map does where its file has ended kills a process. In one of its
+    own, therefore: with pytest's handler of that signal, none, and one of the program.
+    """
+    rows = np.random.default_rng(0).integers(0, 256, (64, 64, 64, 3), dtype=np.uint8)
+    np.save(tmp_path / "a.npy", rows)
+    script = (
+        "import faulthandler, os, signal, sys, numpy as np\n"
+        "from prunefast.data import open_dataset\n"
+        "from prunefast.errors import InputError\n"
+        "handler, path = sys.argv[1:]\n"
+        "if handler == 'faulthandler': faulthandler.enable()\n"
+        "if handler == 'own': signal.signal(signal.SIGBUS, lambda *_: os._exit(3))\n"
+        "data = open_dataset(path)\n"
+        "before = data.images(range(64))\n"
+        "assert data._storage.mapped(0) is not None\n"
+        "os.truncate(path, 32 * 12288 + 1000)\n"  # and in mid-page, where a map reads zeros
+        "for gone in (63, 32, 31.9):\n"
+        "    try:\n"
+        "        data.images([int(gone)] if gone != 31.9 else range(20, 40))\n"
+        "    except InputError as error: print(str(error).count('cut short'))\n"
+        "assert (data.images(range(31)) == before[:31]).all()\n"
+        "try: data.images([32])\n"
+        "except InputError: print('alive')\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, handler, tmp_path / "a.npy"], capture_output=True, text=True, timeout=60
+    )
+    assert (ended.returncode, ended.stdout.split()) == (0, ["1", "1", "1", "alive"]), ended.stderr
+
+
+def test_a_bus_error_of_somebody_else_is_left_to_them(tmp_path):
+    """Not swallowed, not repeated for ever: the process ends as it would have."""
+    np.save(tmp_path / "a.npy", np.zeros((4, 64, 64, 3), dtype=np.uint8))
+    script = (
+        "import mmap, os, sys\n"
+        "from prunefast.data import open_dataset\n"
+        "open_dataset(sys.argv[1]).images([0])\n"
+        "file = open(sys.argv[1], 'r+b')\n"
+        "map = mmap.mmap(file.fileno(), 0)\n"
+        "os.truncate(sys.argv[1], 100)\n"
+        "map[20000]\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, tmp_path / "a.npy"], capture_output=True, timeout=60)
+    assert ended.returncode == -signal.SIGBUS

@@ -27,7 +27,7 @@ class Injected(Exception):
 
 def tensors_of(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     path, _ = find_checkpoint(folder)
-    return {name: checkpoints._load_tensors(path / name) for name in checkpoints.WEIGHT_FILES}
+    return {name: checkpoints.load_tensors(path / name) for name in checkpoints.WEIGHT_FILES}
 
 
 def lines_of(folder: Path) -> list[dict]:

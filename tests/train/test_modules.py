@@ -10,7 +10,7 @@ from torch import nn
 from prunefast.errors import InputError, InputTypeError
 from prunefast.models import ModuleNetwork, build_model
 from prunefast.train import sample, train
-from prunefast.train.state import _load_tensors, find_checkpoint
+from prunefast.train.state import find_checkpoint, load_tensors
 
 
 class Plain(nn.Module):
@@ -56,7 +56,7 @@ def test_a_module_trains_resumes_and_samples(data, make_config, tmp_path):
     path, state = find_checkpoint(straight.out)
     assert state["model"]["name"] == "module"
     assert "Plain" in state["model"]["class"]
-    assert set(_load_tensors(path / "model.safetensors")) == {f"network.{name}" for name in module.state_dict()}
+    assert set(load_tensors(path / "model.safetensors")) == {f"network.{name}" for name in module.state_dict()}
 
     images = sample(straight.out, 4, steps=2, model=made(Plain, 9), guidance=2.0)
     assert images.shape == (4, 8, 8, 3)
@@ -158,7 +158,7 @@ def test_conditional_unet_of_diffusers_from_its_settings(diffusers, data, make_c
     diffusers.UNet2DConditionModel(**settings).save_config(tmp_path / "pipeline" / "unet")
     name = f"diffusers:{tmp_path / 'pipeline'}"
     result = train(make_config(model=name, model_options={}, dropout=None, images=32), data)
-    tensors = _load_tensors(result.checkpoint / "model.safetensors")
+    tensors = load_tensors(result.checkpoint / "model.safetensors")
     assert tensors["tokens.weight"].shape == (4, 8)
     assert sample(result.folder, 2, steps=2, guidance=2.0).shape == (2, 8, 8, 3)
 

@@ -23,7 +23,7 @@ from prunefast.stream import CoresetLoader
 from prunefast.train import TIMING_KEYS, TrainConfig, read_metrics, sample, train
 from prunefast.train import loop as training_loop
 from prunefast.train.setup import build_parts, make_plan, open_inputs
-from prunefast.train.state import WEIGHT_FILES, _load_tensors, find_checkpoint
+from prunefast.train.state import WEIGHT_FILES, find_checkpoint, load_tensors
 from prunefast.train.step import TrainingStep
 
 NETWORK = {"width": 8, "channel_multipliers": [1, 2], "blocks": 1, "attention_levels": [1]}
@@ -244,7 +244,7 @@ def test_sampling_is_told_the_coordinates(data, make_config):
     assert images.shape == (3, 8, 8, 3)
     model = find_checkpoint(result.folder)[1]["model"]
     assert model["coordinates"] is True
-    assert _load_tensors(find_checkpoint(result.folder)[0] / "model.safetensors")["head.weight"].shape[1] == 5
+    assert load_tensors(find_checkpoint(result.folder)[0] / "model.safetensors")["head.weight"].shape[1] == 5
 
 
 def test_dit_on_patches(data, make_config):

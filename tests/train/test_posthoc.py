@@ -153,7 +153,9 @@ def test_any_width_after_the_fact(tmp_path, sigma_rel, profile, weights_error):
     assert factors.sum() == pytest.approx(1.0, abs=1e-9)
     tensors = [load_file(file) for file in files] + [ema.more_tensors()]
     stored = [
-        torch.cat([t[f"sigma-rel-{s:g}/{name}"].flatten() for name in ("weight", "bias")]) for t in tensors for s in KEPT
+        torch.cat([t[f"sigma-rel-{s:g}/{name}"].flatten() for name in ("weight", "bias")])
+        for t in tensors
+        for s in KEPT
     ]
     found = sum(x * tensor.double().numpy() for x, tensor in zip(factors, stored, strict=True))
     expected = brute_force(ends, weights, sigma_rel)

@@ -1,6 +1,5 @@
 """A batch in micro-batches: the gradient of the whole, the last one smaller, and what happens when memory is short."""
 
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -121,7 +120,7 @@ def test_the_cpu_allocators_own_error_is_recognised():
 def test_one_image_that_does_not_fit_is_an_error():
     step = Quadratic()
     step.limit = 0
-    with pytest.warns(UserWarning), pytest.raises(MachineError, match="a single image does not fit") as caught:  # noqa: PT031
+    with pytest.warns(UserWarning), pytest.raises(MachineError, match="a single image does not fit") as caught:
         make_gradient(step, 4, None)(make_batch(4), 0)
     assert "\n" not in str(caught.value)
     assert step.model.weight.grad is None
@@ -226,6 +225,6 @@ def test_the_last_checkpoint_is_whole_when_nothing_fits(data, make_config, short
     config = make_config(images=48)
     train(config, data)
     short_of_memory(0)
-    with pytest.warns(UserWarning), pytest.raises(MachineError, match="a single image does not fit"):  # noqa: PT031
+    with pytest.warns(UserWarning), pytest.raises(MachineError, match="a single image does not fit"):
         train(config.replace(images=96), data)
     assert find_checkpoint(config.out)[1]["images"] == 48

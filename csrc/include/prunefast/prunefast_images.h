@@ -2,8 +2,7 @@
  *
  * A call reads many records (a file each, or runs of bytes in open files) in several threads, checks their sums, and
  * either decodes them or copies them, each into its own place. What is wrong with a record is its own status; the call
- * itself fails only for want of memory. Positional reads throughout: a file that was cut short gives a status, where a
- * memory map would kill the process.
+ * itself fails only for want of memory. A file that was cut short gives a status too, where it is mapped as well.
  */
 #ifndef PRUNEFAST_IMAGES_H
 #define PRUNEFAST_IMAGES_H
@@ -50,9 +49,11 @@ PRUNEFAST_API void prunefast_announce(const prunefast_records* records);
 /* sum_out[i] = xxh3 of record i where status[i] is READ. */
 PRUNEFAST_API int32_t prunefast_sum_records(const prunefast_records* records, uint64_t* sum_out, int32_t* status);
 
-/* Record i to out + i * row_bytes; row_bytes is at least every length. */
-PRUNEFAST_API int32_t prunefast_copy_records(const prunefast_records* records, uint8_t* out, int64_t row_bytes,
-                                             int32_t* status);
+/* Record i to out + i * row_bytes; row_bytes is at least every length.
+ * mapped: [count] where each record lies in memory, in a map of its file; then no system call is made a record, and a
+ * handler of SIGBUS is installed that turns what a map does where the file has ended into a status. Null: it is read. */
+PRUNEFAST_API int32_t prunefast_copy_records(const prunefast_records* records, const uint8_t* const* mapped,
+                                             uint8_t* out, int64_t row_bytes, int32_t* status);
 
 /* JPEGs as RGB squares: centre crop, then `side` x `side` (box filter down, bicubic up; the pixels of Pillow), then of
  * that the window of `window` x `window` pixels with its corner at corner[i] = (top, left); corner null: window ==
