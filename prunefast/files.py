@@ -98,10 +98,17 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             with open(file_path, "rb") as file:
                 os.fsync(file.fileno())
         _sync_folder(temporary)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        before = path.with_name(f"{temporary.name}-before")
+        if path.is_dir():
+            os.replace(path, before)  # not removed: no time passes until the other has its name
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if before.exists():
+                os.replace(before, path)
+            raise
         _sync_folder(path.parent)
+        shutil.rmtree(before, ignore_errors=True)
     except OSError as error:
         raise explain_os_error(error, path) from error
     finally:

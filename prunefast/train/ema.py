@@ -25,14 +25,20 @@ RESOLUTION = 0.01
 WIDEST = 1 / math.sqrt(12)
 
 
+def local_part(weight: Tensor) -> Tensor:
+    """What this rank has of a weight, in the same memory: all of it, unless the module is sharded."""
+    return weight.to_local() if hasattr(weight, "to_local") else weight  # a DTensor
+
+
 def named_weights(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent floating-point buffers by their names in the uncompiled module, shared ones once.
 
     `torch.compile` wraps a module and prefixes every name with ``_orig_mod.``; weights saved under such names load
     nowhere else, and averages looked up by them silently stay at their start. The wrapper is looked through here.
+    Of a sharded module (FSDP2) they are this rank's parts.
     """
     model = getattr(model, "_orig_mod", model)
-    weights: dict[str, Tensor] = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    weights = {name: local_part(parameter.detach()) for name, parameter in model.named_parameters()}
     persistent = model.state_dict()
     for name, buffer in model.named_buffers():
         if name in persistent:

@@ -28,10 +28,15 @@ from prunefast.train.posthoc import Snapshots
 from prunefast.train.setup import Parts, Plan, build_parts, make_plan, open_inputs
 from prunefast.train.state import (
     check_same_recipe,
+    checkpoint_path,
+    checkpoint_tensors,
+    is_sharded,
     latest_checkpoint,
     load_checkpoint,
     load_pruning,
-    save_checkpoint,
+    prune,
+    seal,
+    write_checkpoint,
 )
 from prunefast.train.step import forked_generators, repeatable_algorithms
 from prunefast.train.whole_batch import check_shares
@@ -164,7 +169,8 @@ class _Run:
         self.saved_images = -1
         if found is not None:
             self.checkpoint, recorded = found
-            load_checkpoint(self.checkpoint, parts.model, parts.ema, parts.updater, recorded)
+            read = None if parts.shards is None else parts.shards.load
+            load_checkpoint(self.checkpoint, parts.model, parts.ema, parts.updater, recorded, read)
             parts.loader.load_state_dict(recorded["loader"])
             if parts.pruning is not None:
                 parts.pruning.load(load_pruning(self.checkpoint))
@@ -176,15 +182,17 @@ class _Run:
             parts.gradient.take_over(recorded.get("fitted"))
             offset = recorded["metrics_offset"]
         self.metrics: MetricsLog | None = None  # rank 0 has it
-        self.snapshots: Snapshots | None = None  # likewise
         distributed.on_main(lambda: self._open_files(offset))
+        self.snapshots: Snapshots | None = None  # rank 0's too, but that sharded averages are gathered from all
+        if self.world.is_main or parts.shards is not None:
+            whole = None if parts.shards is None else parts.shards.whole
+            self.snapshots = Snapshots(folder, parts.ema, self.config.ema_snapshots, whole)
         # at the last line of metrics
         self.line_images, self.line_seconds, self.line_waited = self.timed_images, self.seconds, self.waited
 
     def _open_files(self, offset: int) -> None:
         self.config.dump(self.folder / "config.toml")
         self.metrics = MetricsLog(self.folder / "metrics.jsonl", offset)
-        self.snapshots = Snapshots(self.folder, self.parts.ema, self.config.ema_snapshots)
 
     def extra_state(self) -> dict[str, Any]:
         """What a loop built on this one has in its checkpoints besides."""
@@ -258,7 +266,7 @@ class _Run:
             )
             time_due = time.monotonic() - save_time >= config.checkpoint_every_seconds
             over, stopping, save = self._agree(stop, images_due or time_due)
-            if save:
+            if save and not over:
                 self._save()
                 save_images, save_time, last = self.images, time.monotonic(), time.perf_counter()
         return over
@@ -308,24 +316,37 @@ class _Run:
         self.meter.start_line()
         self.line_images, self.line_seconds, self.line_waited = self.timed_images, self.seconds, self.waited
 
-    def _save(self) -> None:
-        if self.images == self.saved_images:
+    def _save(self, *, finished: bool = False) -> None:
+        """A checkpoint and a summary of the run so far. Of a sharded run it is written by all ranks, each its parts,
+        and the last one of a finished run is an ordinary one."""
+        shards, path = self.parts.shards, checkpoint_path(self.folder, self.images)
+        if self.images == self.saved_images and not (finished and shards is not None and is_sharded(path)):
             return
         self._check_divergence()
-        self.checkpoint = distributed.on_main(self._write_checkpoint)
-        self.saved_images = self.images
+        parts = self.parts
+        pruning = None if parts.pruning is None else parts.pruning.tensors()
+        files = checkpoint_tensors(parts.model, parts.ema, parts.updater, pruning)
+        if shards is not None and not finished:
+            shards.save(path, files, lambda folder: seal(folder, self.images, self._state()))
+        else:
+            if shards is not None:
+                files = {name: shards.whole(tensors) for name, tensors in files.items()}
+            distributed.on_main(lambda: write_checkpoint(path, self.images, self._state(), files))
+        distributed.on_main(self._saved)
+        self.checkpoint, self.saved_images = path, self.images
 
-    def _write_checkpoint(self) -> Path:
-        """The checkpoint, and a summary of the run so far."""
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside tensors."""
         assert self.metrics is not None
         self.metrics.sync()
-        state = {
+        return {
             "steps": self.steps,
             "pixels": self.pixels,
             "seconds": self.seconds,
             "timed_images": self.timed_images,
             "meter": self.meter.state(),
             "metrics_offset": self.metrics.offset,
+            "ema": self.parts.ema.state(),
             "loader": self.parts.loader.state_dict(),
             "fitted": self.parts.gradient.fitted(),
             "model": self.parts.model.config,
@@ -335,27 +356,17 @@ class _Run:
             "config": self.config.to_dict(),
             **self.extra_state(),
         }
-        parts = self.parts
-        keep, pruning = self.config.keep_checkpoints, parts.pruning
-        path = save_checkpoint(
-            self.folder,
-            self.images,
-            state,
-            parts.model,
-            parts.ema,
-            parts.updater,
-            keep,
-            pruning=None if pruning is None else pruning.tensors(),
-        )
-        if replaced := parts.loader.replaced:
+
+    def _saved(self) -> None:
+        prune(self.folder, self.images, self.config.keep_checkpoints)
+        if replaced := self.parts.loader.replaced:
             write_json(self.folder / "replaced.json", [dataclasses.asdict(one) for one in replaced])
         self._write_summary(finished=False)
-        return path
 
     def _finish(self) -> None:
         """The last checkpoint, the last line, the summary. The line is behind the checkpoint's `metrics_offset`: a run
         that is extended cuts it off and completes its interval, as if it had never ended here."""
-        self._save()
+        self._save(finished=True)
         if self.meter.read()["steps"]:
             self._write_line()
         distributed.on_main(lambda: self._write_summary(finished=True))

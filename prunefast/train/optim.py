@@ -76,7 +76,7 @@ class Updater:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = self._norm(gradients)
         bad = (~(torch.isfinite(norm) & torch.isfinite(loss.detach()))).float()
         clip = self._config.grad_clip
         # gradients are divided by the scale: max(norm / clip, 1) is clipping
@@ -90,6 +90,9 @@ class Updater:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm, bad
+
+    def _norm(self, gradients: list[Tensor]) -> Tensor:
+        return torch.nn.utils.get_total_norm(gradients)
 
     def tensors(self) -> dict[str, Tensor]:
         """Moments and step counts as ``PARAMETER.KEY``, those a group holds (apex) as ``group.NUMBER.KEY``."""

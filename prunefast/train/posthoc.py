@@ -16,7 +16,7 @@ import dataclasses
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,11 +46,11 @@ class Snapshots:
     """The files of a run, written while it trains. When follows from the image counts alone, so that a run which was
     stopped and continued has the same.
 
-    keep: the newest so many stay. 0: none is taken.
+    keep: the newest so many stay. 0: none is taken. whole: of sharded averages, what gives rank 0 all parts.
     """
 
-    def __init__(self, folder: Path, ema: Ema, keep: int = KEEP):
-        self.folder, self.ema, self.keep = folder / FOLDER, ema, keep
+    def __init__(self, folder: Path, ema: Ema, keep: int = KEEP, whole: Callable[..., dict[str, Tensor]] | None = None):
+        self.folder, self.ema, self.keep, self.whole = folder / FOLDER, ema, keep, whole
         remove_leftovers(self.folder)
         self._prefixes = tuple(f"{a.name}/" for a in ema.averages if isinstance(a, PowerFunction))
 
@@ -58,9 +58,11 @@ class Snapshots:
         """After the step that ended at `images`: write a snapshot if one is due. Whether it was."""
         if not (self._prefixes and self.keep and self._due(images)):
             return False
+        power = {k: t for k, t in self.ema.more_tensors().items() if k.startswith(self._prefixes)}
+        if self.whole is not None and not (power := self.whole(power)):
+            return True  # rank 0 writes
         path = self.folder / f"{images:09d}.safetensors"
         with atomic_path(path) as temporary:
-            power = {k: t for k, t in self.ema.more_tensors().items() if k.startswith(self._prefixes)}
             save_tensors(power, temporary, path)
         for old in list_snapshots(self.folder, images)[: -self.keep]:
             old.unlink(missing_ok=True)

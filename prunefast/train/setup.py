@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -34,6 +34,9 @@ from prunefast.train.step import (
     seed_generators,
 )
 from prunefast.train.whole_batch import WholeBatch
+
+if TYPE_CHECKING:
+    from prunefast.train.sharded import Shards
 
 
 def open_inputs(
@@ -118,6 +121,8 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module:
     module: trained in the place of the network that `config.model` names.
     """
     _check_details(config)
+    if config.parallel == "fsdp" and config.compile:
+        raise InputError('compile: does not go with parallel = "fsdp"; leave one of them out')
     device = pick_device(config.device)
     groups = weighted_groups(config, data, coreset)
     names = data.classes if config.class_weights_of == "classes" else _cluster_names(groups)
@@ -296,6 +301,7 @@ class Parts:
     loader: CoresetLoader
     pruning: DynamicPruning | None
     gradient: WholeBatch
+    shards: "Shards | None"  # None: every process has the whole network
 
 
 def make_step(
@@ -326,8 +332,14 @@ def make_step(
 
 def build_parts(plan: Plan) -> Parts:
     """Everything on the device."""
-    config, device = plan.config, plan.device
-    model = plan.model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    config, device, model = plan.config, plan.device, plan.model
+    sharded = config.parallel == "fsdp" and distributed.world().size > 1
+    if sharded:
+        from prunefast.train.sharded import ShardedUpdater, Shards, shard  # takes a second to import
+
+        shard(model.train(), device, blocks=not isinstance(model, ModuleNetwork))
+    else:
+        model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     # one graph a patch size, each compiled when it first comes; dynamic shapes would give one slower graph for all
     network: nn.Module = torch.compile(model, dynamic=False) if config.compile else model  # type: ignore[assignment]
     pruning = None
@@ -351,6 +363,7 @@ def build_parts(plan: Plan) -> Parts:
         batch_size=config.batch_size,
         batch_device=config.batch_device,
         observe=None if pruning is None else observe,
+        sharded=sharded,
     )
     loader = CoresetLoader(
         plan.data,
@@ -370,4 +383,5 @@ def build_parts(plan: Plan) -> Parts:
         groups=plan.groups,
     )
     ema = Ema(model, config.ema_half_life_images, config.ema_ramp_up, config.ema_sigma_rel)
-    return Parts(model, step, ema, Updater(model, config), loader, pruning, gradient)
+    updater = ShardedUpdater(model, config) if sharded else Updater(model, config)
+    return Parts(model, step, ema, updater, loader, pruning, gradient, Shards(model) if sharded else None)

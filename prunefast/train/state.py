@@ -8,6 +8,9 @@
         pruning.safetensors                of dynamic pruning: scores, and what is left of the epoch (only with it)
         state.json                         everything else, with a SHA-256 of each file and of itself
 
+Of a run whose weights are sharded (sharded.py) there stand folders `model`, `ema`, `optimizer` of safetensors files in
+the place of those files, until it is finished.
+
 Nothing is pickled. A checkpoint appears under its name whole and flushed to disk, or not at all; every byte of it is
 under a digest, so damage that comes later (a torn disk, an edit) is seen, and the checkpoint before it is used.
 What random numbers a step draws follows from (seed, position) alone: images trained are the whole state of order,
@@ -20,7 +23,7 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +68,29 @@ def save_checkpoint(
     `state` is JSON-able: what `read_state` gives back, under the same keys.
     Raises `MachineError` for a full disk, `InputError` for a folder that cannot be written; nothing half-written stays.
     """
-    path = folder / f"{PREFIX}{images:09d}"
-    tensors = dict(zip(WEIGHT_FILES, (named_weights(model), ema.tensors(), updater.tensors()), strict=True))
+    path = checkpoint_path(folder, images)
+    tensors = checkpoint_tensors(model, ema, updater, pruning)
+    write_checkpoint(path, images, {"ema": ema.state(), **state}, tensors)
+    prune(folder, images, keep)
+    return path
+
+
+def checkpoint_path(folder: Path, images: int) -> Path:
+    return folder / f"{PREFIX}{images:09d}"
+
+
+def checkpoint_tensors(
+    model: nn.Module, ema: Ema, updater: Updater, pruning: Mapping[str, Tensor] | None = None
+) -> dict[str, Mapping[str, Tensor]]:
+    """The tensors of a checkpoint by file name; of a sharded model, this rank's parts."""
+    tensors: dict[str, Mapping[str, Tensor]] = dict(
+        zip(WEIGHT_FILES, (named_weights(model), ema.tensors(), updater.tensors()), strict=True)
+    )
     if len(ema.averages) > 1:
         tensors[AVERAGES_FILE] = ema.more_tensors()
     if pruning is not None:
-        tensors[PRUNING_FILE] = dict(pruning)
-    write_checkpoint(path, images, {"ema": ema.state(), **state}, tensors)
-    _prune(folder, images, keep)
-    return path
+        tensors[PRUNING_FILE] = pruning
+    return tensors
 
 
 def write_checkpoint(
@@ -83,10 +100,16 @@ def write_checkpoint(
     with atomic_folder(path) as temporary:
         for name, content in tensors.items():
             save_tensors(content, temporary / name, path / name)
-        digests = {name: _file_digest(temporary / name) for name in tensors}
-        versions = {"prunefast": prunefast.__version__, "torch": torch.__version__}
-        document = {"format": FORMAT_VERSION, "images": images, **state, "versions": versions, "files": digests}
-        (temporary / STATE_FILE).write_bytes(_render({**document, "digest": _digest(_render(document))}))
+        seal(temporary, images, state)
+
+
+def seal(folder: Path, images: int, state: Mapping[str, Any]) -> None:
+    """Write state.json, with digests of all files that are there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    digests = {path.relative_to(folder).as_posix(): _file_digest(path) for path in files}
+    versions = {"prunefast": prunefast.__version__, "torch": torch.__version__}
+    document = {"format": FORMAT_VERSION, "images": images, **state, "versions": versions, "files": digests}
+    (folder / STATE_FILE).write_bytes(_render({**document, "digest": _digest(_render(document))}))
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, shown: Path) -> None:
@@ -102,7 +125,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, shown: Path) -> None
         raise MachineError(f"{shown}: cannot be written ({error})") from None
 
 
-def _prune(folder: Path, images: int, keep: int) -> None:
+def prune(folder: Path, images: int, keep: int) -> None:
     """Keep the newest `keep` up to `images`, which was just written. What is numbered higher was found broken when this
     run was resumed, or it would have been resumed from; it would hide the good ones and goes too."""
     paths = list_checkpoints(folder)
@@ -149,9 +172,11 @@ def read_state(path: Path) -> dict[str, Any]:
             raise BrokenCheckpoint(f"{path / STATE_FILE}: was changed after it was written")
         if document["format"] != FORMAT_VERSION:
             raise InputError(f"{path}: has format {document['format']}; update prunefast (it reads {FORMAT_VERSION})")
-        more = [name for name in (AVERAGES_FILE, PRUNING_FILE) if name in document["files"]]
-        for name in (*WEIGHT_FILES, *more):
-            if _file_digest(path / name) != document["files"][name]:
+        for name in WEIGHT_FILES:
+            if name not in document["files"] and not (path / name).with_suffix("").is_dir():
+                raise BrokenCheckpoint(f"{path / name}: is missing")
+        for name, expected in document["files"].items():
+            if _file_digest(path / name) != expected:
                 raise BrokenCheckpoint(f"{path / name}: was damaged or changed after it was written")
     except OSError as error:
         raise BrokenCheckpoint(f"{error.filename or path}: cannot be read ({error.strerror})") from None
@@ -190,13 +215,27 @@ def find_checkpoint(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]
     raise InputError(f"{path}: there is no checkpoint; give a run folder that was trained, or a {PREFIX}* folder")
 
 
-def load_checkpoint(path: Path, model: nn.Module, ema: Ema, updater: Updater, state: Mapping[str, Any]) -> None:
+def is_sharded(path: Path) -> bool:
+    """Whether a checkpoint is one of a sharded run that was not finished."""
+    return not (path / WEIGHT_FILES[0]).exists()
+
+
+def load_checkpoint(
+    path: Path,
+    model: nn.Module,
+    ema: Ema,
+    updater: Updater,
+    state: Mapping[str, Any],
+    read: Callable[[Path], dict[str, Tensor]] | None = None,
+) -> None:
     """Put a checkpoint's tensors, and its `state` as `read_state` gave it, into a model, its averages and its
-    optimizer."""
-    load_weights(path, model, ema=False)
-    more = load_tensors(path / AVERAGES_FILE) if AVERAGES_FILE in state["files"] else None
-    ema.load(load_tensors(path / "ema.safetensors"), more, state.get("ema"))
-    updater.load(load_tensors(path / "optimizer.safetensors"))
+    optimizer. `read`: of a sharded model, what gives this rank's parts of a file."""
+    read = read or load_tensors
+    name = "model.safetensors"
+    copy_tensors(named_weights(model), read(path / name), str(path / name))
+    more = read(path / AVERAGES_FILE) if len(state.get("ema", {}).get("averages", ())) > 1 else None
+    ema.load(read(path / "ema.safetensors"), more, state.get("ema"))
+    updater.load(read(path / "optimizer.safetensors"))
 
 
 def load_pruning(path: Path) -> dict[str, Tensor]:
@@ -215,14 +254,19 @@ def load_initial_weights(source: Path, model: nn.Module) -> str:
     if source.suffix == ".safetensors":
         file = source
     else:
-        file = find_checkpoint(source)[0] / "ema.safetensors"
+        path, state = find_checkpoint(source)
+        file = path / "ema.safetensors"
     tensors = load_tensors(file)
     copy_tensors(named_weights(model), tensors, str(file))
-    return _file_digest(file)
+    return _file_digest(file) if file.exists() else _digest(state["digest"].encode())
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU."""
+    """The tensors of a safetensors file, on the CPU; or whole ones of the folder of shards in its place."""
+    if not path.exists() and path.with_suffix("").is_dir():
+        from prunefast.train.sharded import load_shards  # torch's sharding takes a second to import
+
+        return load_shards(path.with_suffix(""))
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:

@@ -196,6 +196,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that a device, or the machine, has no memory left."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    words = ("DefaultCPUAllocator: can't allocate", "DefaultCPUAllocator: not enough memory")
-    words += ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+    words = [f"DefaultCPUAllocator: {what}" for what in ("can't allocate", "not enough memory")]
+    words += ["CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory"]
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)

@@ -90,6 +90,18 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
+# a family of networks each, for FSDP2
+NETWORKS: dict[str, dict[str, Any]] = {
+    "dit-tiny/2": {"model_options": {"depth": 1, "width": 16, "heads": 2}, "dropout": 0.1},
+    "maskdit-tiny/2": {
+        "model_options": {"depth": 1, "width": 16, "heads": 2, "decoder_width": 16, "decoder_depth": 1},
+        "mask_ratio": 0.5,
+        "mask_images": 16,
+    },
+    "edm-ddpmpp": {"model_options": {"width": 8}, "process": "edm"},
+}
+
+
 def run_all(folder: Path) -> dict[str, dict[str, str]]:
     """Every one of RUNS, into FOLDER/name; what its images were."""
     found = {}

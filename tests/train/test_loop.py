@@ -285,18 +285,18 @@ def test_auto_precision_stays_what_it_was(data, make_config, monkeypatch, tmp_pa
 def test_a_time_limit(data, make_config, monkeypatch):
     """A clock that only steps move, a second each: the first step of a process is not timed, checkpoints are not."""
     clock = [0.0]
-    original, original_save = loop_module._Run._one_step, loop_module.save_checkpoint
+    original, original_save = loop_module._Run._one_step, loop_module.write_checkpoint
 
     def one_step(self, batch):
         original(self, batch)
         clock[0] += 1.0
 
-    def save(*arguments, **named):
+    def save(*arguments):
         clock[0] += 1_000.0
-        return original_save(*arguments, **named)
+        original_save(*arguments)
 
     monkeypatch.setattr(loop_module._Run, "_one_step", one_step)
-    monkeypatch.setattr(loop_module, "save_checkpoint", save)
+    monkeypatch.setattr(loop_module, "write_checkpoint", save)
     monkeypatch.setattr(loop_module.time, "perf_counter", lambda: clock[0])
     config = make_config(images=None, max_seconds=10.0, checkpoint_every_images=24)
     result = train(config, data)
@@ -370,13 +370,13 @@ def test_a_full_disk(data, make_config, monkeypatch, tmp_path):
 
 def test_checkpoints_by_time_and_number(data, make_config, monkeypatch, tmp_path):
     saved = []
-    original = loop_module.save_checkpoint
+    original = loop_module.write_checkpoint
 
-    def save(folder, images, *rest, **named):
+    def save(path, images, *rest):
         saved.append(images)
-        return original(folder, images, *rest, **named)
+        original(path, images, *rest)
 
-    monkeypatch.setattr(loop_module, "save_checkpoint", save)
+    monkeypatch.setattr(loop_module, "write_checkpoint", save)
     train(make_config(checkpoint_every_images=40, keep_checkpoints=2), data)
     assert saved == [40, 80, 96]
     assert [path.name[-2:] for path in list_checkpoints(tmp_path / "run" / "train")] == ["96", "80"]

@@ -120,7 +120,10 @@ def test_the_cpu_allocators_own_error_is_recognised():
 def test_one_image_that_does_not_fit_is_an_error():
     step = Quadratic()
     step.limit = 0
-    with pytest.warns(UserWarning), pytest.raises(MachineError, match="a single image does not fit") as caught:
+    with (
+        pytest.warns(UserWarning, match="going on with"),
+        pytest.raises(MachineError, match="a single image does not fit") as caught,
+    ):
         make_gradient(step, 4, None)(make_batch(4), 0)
     assert "\n" not in str(caught.value)
     assert step.model.weight.grad is None
@@ -148,7 +151,7 @@ def test_statistics_of_norm_layers_count_once():
         return dict(step.model.named_buffers())
 
     straight = run(10**9, 2)
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="going on with"):
         repeated = run(2, None)
     assert straight["0.num_batches_tracked"] == repeated["0.num_batches_tracked"] == 4
     assert all(torch.equal(straight[name], repeated[name]) for name in straight)
@@ -225,6 +228,9 @@ def test_the_last_checkpoint_is_whole_when_nothing_fits(data, make_config, short
     config = make_config(images=48)
     train(config, data)
     short_of_memory(0)
-    with pytest.warns(UserWarning), pytest.raises(MachineError, match="a single image does not fit"):
+    with (
+        pytest.warns(UserWarning, match="going on with"),
+        pytest.raises(MachineError, match="a single image does not fit"),
+    ):
         train(config.replace(images=96), data)
     assert find_checkpoint(config.out)[1]["images"] == 48
