@@ -1,8 +1,13 @@
 import argparse
 import dataclasses
+from typing import TYPE_CHECKING
 
 from prunefast.cli import common
 from prunefast.errors import InputError
+
+if TYPE_CHECKING:
+    from prunefast.data import ImageDataset
+    from prunefast.select import Coreset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    from prunefast import pipeline
+    from prunefast import distributed, pipeline
     from prunefast.files import RunFolder
     from prunefast.tdc import TDCOptions, sampling_flops, tdc
     from prunefast.tdc.propose import command_to_ask
@@ -55,10 +60,14 @@ def main(options: argparse.Namespace) -> int:
     ask = None if options.ask is None else command_to_ask(options.ask)
     run = RunFolder(options.run)
     out = run.path / "tdc" if options.out is None else RunFolder(options.out).path
-    state = base_state(run.path, out)
-    data, coreset = pipeline.open_trained(
-        run, state, data=options.data, coreset=options.coreset, **common.data_options(options)
-    )
+
+    def inputs() -> "tuple[ImageDataset, Coreset]":
+        state = base_state(run.path, out)
+        return pipeline.open_trained(
+            run, state, data=options.data, coreset=options.coreset, **common.data_options(options)
+        )
+
+    data, coreset = distributed.everywhere(inputs)
     common.say(options, f"{common.describe(data)}\ncoreset: {len(coreset):,} images")
     if options.dry_run:
         facts = dataclasses.asdict(chosen)

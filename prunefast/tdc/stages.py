@@ -1,5 +1,10 @@
-"""TDC as a whole: groups, a search and a fine-tuning for each, and what they cost against the one network."""
+"""TDC as a whole: groups, a search and a fine-tuning for each, and what they cost against the one network.
 
+Under torchrun the ranks search for different groups, each for every world-size-th, which needs no word between them and
+gives what one process finds; then all of them train each network together.
+"""
+
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable
@@ -10,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from prunefast import distributed
 from prunefast.data import ImageDataset
 from prunefast.diffusion import TimestepGroups, budgets, equal_snr, equal_times, make_process
 from prunefast.diffusion.groups import evaluation_times
@@ -24,7 +30,7 @@ from prunefast.tdc.prune import channel_order, import_torch_pruning, prune
 from prunefast.tdc.search import Proxy, best, search
 from prunefast.tdc.similarity import similar_gradients
 from prunefast.tdc.space import Space
-from prunefast.train import TrainConfig, train
+from prunefast.train import TrainConfig, TrainResult, train
 from prunefast.train.ema import named_weights
 from prunefast.train.experts import (
     FORMAT_VERSION,
@@ -37,6 +43,7 @@ from prunefast.train.experts import (
 )
 from prunefast.train.state import find_checkpoint, list_checkpoints, load_initial_weights, load_weights
 from prunefast.train.step import derived_seed
+from prunefast.train.whole_batch import check_shares
 
 BACKWARD = 2  # FLOPs of a backward pass in those of the forward pass: one product for the inputs, one for the weights
 BASE_FILE = "base.safetensors"
@@ -104,7 +111,8 @@ def tdc(
         pf.sample("run/tdc", 1_000, out="run/tdc/samples")
 
     The same call goes on where it was stopped, in the search as in the training, and repeats nothing that is done. The
-    base is read at the start only: its checkpoints may go afterwards.
+    base is read at the start only: its checkpoints may go afterwards. Under torchrun all processes call it alike; the
+    networks they find are those of one, and are trained as `train` does it on several.
 
     Args:
         checkpoint: of the base network; its averaged weights are pruned, its configuration is kept.
@@ -126,13 +134,20 @@ def tdc(
         import_torch_pruning()
     if propose is None or (callable(propose) and not hasattr(propose, "propose")):
         make_proposer(options.proposer, options.seed, propose)  # what is missing is said now
-    folder = make_folder(out)
-    with lock_folder(folder, "working"):
-        remove_leftovers(folder)
-        run = _Run(folder, data, coreset, options, propose, progress)
+    folder = Path(out)
+    with contextlib.ExitStack() as held, distributed.losses_named():
+        distributed.on_main(lambda: _take(folder, held))
+        run = _Run(folder, data, coreset, options, propose, progress and distributed.is_main())
         run.open(Path(checkpoint))
-        before = _known_result(folder, run)
+        before = distributed.on_main(lambda: _known_result(folder))
         return before if before is not None else run.finish()
+
+
+def _take(folder: Path, held: contextlib.ExitStack) -> None:
+    """Hold the folder, and tidy it up."""
+    make_folder(folder)
+    held.enter_context(lock_folder(folder, "working"))
+    remove_leftovers(folder)
 
 
 class _Run:
@@ -146,13 +161,9 @@ class _Run:
 
     def open(self, checkpoint: Path) -> None:
         """tdc.json: made, or read and compared. Afterwards the base is not needed any more."""
-        if not (self.folder / TDC_FILE).exists():
-            if list_checkpoints(self.folder) or list_checkpoints(self.folder / "train"):
-                raise InputError(f"{self.folder}: holds a training run; choose another folder for the groups")
-            self._begin(checkpoint)
-        self.record = read_tdc(self.folder)
-        self._check_same(checkpoint)
+        self.record = distributed.on_main(lambda: self._recorded(checkpoint))
         self.config = TrainConfig.from_dict({**self.record["base"]["config"], "out": str(self.folder)})
+        check_shares(self.config.batch_size, distributed.world().size)
         self.groups = read_groups(self.record)
         self.parts = budgets(self.options.groups, self.options.k, self.options.reverse)
         self.base = _build(self.record["base"]["model"])
@@ -160,6 +171,15 @@ class _Run:
         self.costs = WidthCosts.of(self.base)
         for part in self.parts:
             Space(self.costs, self._budget(part))  # a budget that cannot be met is said now
+
+    def _recorded(self, checkpoint: Path) -> dict[str, Any]:
+        if not (self.folder / TDC_FILE).exists():
+            if list_checkpoints(self.folder) or list_checkpoints(self.folder / "train"):
+                raise InputError(f"{self.folder}: holds a training run; choose another folder for the groups")
+            self._begin(checkpoint)
+        self.record = read_tdc(self.folder)
+        self._check_same(checkpoint)
+        return self.record
 
     def _begin(self, checkpoint: Path) -> None:
         path, state = find_checkpoint(checkpoint)
@@ -175,6 +195,7 @@ class _Run:
         for part in budgets(self.options.groups, self.options.k, self.options.reverse):
             Space(costs, self._budget(part, costs))
         config = TrainConfig.from_dict({**state["config"], "out": str(self.folder)})
+        check_shares(config.batch_size, distributed.world().size)
         config = config.replace(precision=state["recipe"]["precision"], init_from=None, timesteps=None)
         groups = self._split(model, config)
         with atomic_path(self.folder / BASE_FILE) as temporary:
@@ -242,21 +263,21 @@ class _Run:
 
     def finish(self) -> TDCResult:
         """Everything that is not done yet, and the summary."""
-        records = [self._one_group(group) for group in range(1, len(self.groups) + 1)]
+        groups = range(1, len(self.groups) + 1)
+        distributed.everywhere(lambda: self._search([groups[number] for number in distributed.owned(len(groups))]))
+        records = [self._fine_tune(group) for group in groups]
         summary = {
             "groups": records,
             "base_flops": self.costs.full,
             "training_flops": self._training_flops(records),
             "trained": find_experts(self.folder)[1]["digest"],
         }
-        write_json(self.folder / SUMMARY_FILE, summary)
+        distributed.on_main(lambda: write_json(self.folder / SUMMARY_FILE, summary))
         return _result(self.folder, summary)
 
-    def _one_group(self, group: int) -> dict[str, Any]:
-        folder = make_folder(group_folder(self.folder, group))
-        remove_leftovers(folder)
+    def _proxy(self, group: int) -> Proxy:
         config = self._group_config(group)
-        proxy = Proxy(
+        return Proxy(
             config,
             self.data,
             self.coreset,
@@ -265,20 +286,33 @@ class _Run:
             lr=config.lr,
             seed=derived_seed("tdc group", self.options.seed, group),
         )
-        if not (folder / GROUP_FILE).exists():
-            self._prune_group(group, folder, proxy)
+
+    def _search(self, groups: list[int]) -> None:
+        """The networks of these groups, where they are not found yet."""
+        for group in groups:
+            folder = make_folder(group_folder(self.folder, group))
+            remove_leftovers(folder)
+            if not (folder / GROUP_FILE).exists():
+                self._prune_group(group, folder, self._proxy(group))
+
+    def _fine_tune(self, group: int) -> dict[str, Any]:
+        """Train the network of a group, or go on with it; what is recorded of the group."""
+        folder, config = group_folder(self.folder, group), self._group_config(group)
         chosen = read_json(folder / GROUP_FILE)
         model_options = {**config.model_options, **({"widths": chosen["widths"]} if chosen["widths"] else {})}
         config = config.replace(model_options=model_options, init_from=str(folder / PRUNED_FILE))
         result = train(config, self.data, self.coreset, progress=self.progress)
-        _, state = find_checkpoint(folder)
+        return distributed.on_main(lambda: self._measured(group, result, chosen))
+
+    def _measured(self, group: int, result: TrainResult, chosen: dict[str, Any]) -> dict[str, Any]:
+        _, state = find_checkpoint(group_folder(self.folder, group))
         expert = _build(state["model"])
         load_weights(result.checkpoint, expert, ema=True)
         facts = {key: chosen[key] for key in ("budget", "flops", "loss_base", "loss_pruned", "rounds", "search_flops")}
         return {
             "shares": list(self.groups.shares(group)),
             **facts,
-            "loss": proxy.loss(expert),
+            "loss": self._proxy(group).loss(expert),
             "images": result.images,
             "seconds": result.seconds,
         }
@@ -368,7 +402,7 @@ def _build(network: dict[str, Any], device: str = "cpu") -> nn.Module:
         return build_model(**network)
 
 
-def _known_result(folder: Path, run: _Run) -> TDCResult | None:
+def _known_result(folder: Path) -> TDCResult | None:
     """The result of a call that finished, when nothing was added since."""
     path = folder / SUMMARY_FILE
     if not path.exists():

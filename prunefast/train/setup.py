@@ -166,6 +166,12 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module:
                 raise InputError(f"dynamic_prune: does not go with {key}; leave one of them out")
         if class_weights is not None and config.class_weights_in == "sampler":
             raise InputError('dynamic_prune: chooses the images itself; give class_weights_in = "loss"')
+    if module is not None:
+        for key, off in (("dropout", None), ("model_options", {})):
+            if getattr(config, key) != off:
+                raise InputError(
+                    f"{key}: is of a network that prunefast builds, and the module passed is built; leave it out"
+                )
     model = _network(config, module, data.image_size, options)
     if patches is not None:
         check_patches(patches, model.config["name"], model.size_multiple)

@@ -28,9 +28,12 @@ BASE: dict[str, Any] = {
 }
 
 
-def build_data(count: int = 40) -> ImageDataset:
-    images = np.random.Generator(np.random.Philox(key=3)).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
-    return from_arrays(images, np.arange(count) % 3, classes=["a", "b", "c"])
+def images() -> np.ndarray:
+    return np.random.Generator(np.random.Philox(key=3)).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+
+
+def build_data() -> ImageDataset:
+    return from_arrays(images(), np.arange(40) % 3, classes=["a", "b", "c"])
 
 
 def make_config(out: str | Path, **values: Any) -> TrainConfig:

@@ -1,5 +1,6 @@
 """Networks that are not ours in the loop: a module of the user's, diffusers' UNets from a local folder."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -38,6 +39,12 @@ class Unconditional(nn.Module):
 def made(kind: type, seed: int = 0, *arguments) -> nn.Module:
     torch.manual_seed(seed)
     return kind(*arguments)
+
+
+@pytest.fixture
+def make_config(make_config):
+    """Without the options of networks that prunefast builds."""
+    return functools.partial(make_config, model_options={}, dropout=None)
 
 
 def test_a_module_trains_resumes_and_samples(data, make_config, tmp_path):
@@ -83,6 +90,9 @@ def test_what_a_module_cannot_be(data, make_config, tmp_path):
         with pytest.raises(error, match=message):
             train(make_config(class_conditional=False), data, model=model)
     assert not (tmp_path / "run").exists()
+    for key, value in (("dropout", 0.1), ("model_options", {"width": 8})):
+        with pytest.raises(InputError, match=f"{key}: is of a network that prunefast builds"):
+            train(make_config(**{key: value}), data, model=made(Plain))
     train(make_config(), data, model=made(Plain))
     with pytest.raises(InputError, match="holds a run with other options"):
         train(make_config(), data, model=made(Unconditional))

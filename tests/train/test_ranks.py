@@ -2,12 +2,16 @@
 
 import functools
 import json
+import os
 import runpy
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -172,3 +176,54 @@ def test_left_out_by_all_ranks_alike(alone, run_world, size):
         for folder in (alone[0], run_world(size)[0] / f"world-{size}")
     ]
     assert summary[0]["left_out"] == summary[1]["left_out"] > 0
+
+
+KILLED = """
+import os, runpy, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from prunefast.cli import main
+from prunefast.distributed import world
+from prunefast.train import loop
+original = loop._Run._one_step
+def one_step(self, batch):
+    if self.images == 64 and world().rank == 1 and not Path(sys.argv[3]).exists():
+        Path(sys.argv[3]).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    original(self, batch)
+loop._Run._one_step = one_step
+sys.exit(main(["train", "--config", sys.argv[1], "--data", sys.argv[2], "-o", sys.argv[4], "--quiet"]))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_named_and_the_run_goes_on_to_the_same_bits(run_world, tmp_path):
+    """Under torchrun and from the command line; the bits are those of two processes that were never stopped."""
+    straight = run_world(2)[0] / "world-2" / "plain"
+    np.savez(tmp_path / "images.npz", images=rank_work.images(), labels=np.arange(40) % 3)
+    config = rank_work.make_config(tmp_path / "out", images=96, checkpoint_every_images=32)
+    config.dump(tmp_path / "config.toml")
+    (tmp_path / "killed.py").write_text(KILLED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [tmp_path / name for name in ("killed.py", "config.toml", "images.npz", "flag", "out")]
+
+    def run() -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            list(map(str, command)), capture_output=True, text=True, timeout=300, env=environment, check=False
+        )
+
+    first = run()
+    assert first.returncode != 0
+    said = [line for line in first.stderr.splitlines() if line.startswith("prunefast")]
+    assert said == [
+        "prunefast train: error: rank 1 of 2 ended without a word (killed?); start again: what was finished is kept"
+    ]
+    assert find_checkpoint(tmp_path / "out")[1]["images"] == 64
+    second = run()
+    assert second.returncode == 0, second.stderr
+    for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
+        contents = [(find_checkpoint(r)[0] / name).read_bytes() for r in (straight, tmp_path / "out")]
+        assert contents[0] == contents[1], name
+    assert lines(straight) == lines(tmp_path / "out")

@@ -35,7 +35,7 @@ config, data, train = work["make_config"], work["build_data"](), work["train"]
 fsdp = {"parallel": "fsdp", "batch_device": 3, "grad_clip": 0.5, "ema_sigma_rel": (0.05, 0.1)}
 found = {}
 with work["recorded"]() as seen:
-    train(config(folder / f"whole-{size}", images=96, **fsdp), data)
+    train(config(folder / f"whole-{size}", images=208, **fsdp), data)
 found["seen"] = seen
 
 class Stop(Exception): pass
@@ -69,7 +69,7 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
-    for name, images in (("whole", 96), ("longer", 144)):
+    for name, images in (("whole", 208), ("longer", 144)):
         train(rank_work.make_config(folder / name, images=images, **SETTINGS), rank_work.build_data())
     return folder
 
@@ -87,23 +87,20 @@ def finish_alone(folder: Path) -> None:
 def test_two_processes_end_with_the_files_of_one(alone, two):
     folder, found = two
     with rank_work.recorded() as seen:
-        train(rank_work.make_config(folder / "again", images=96), rank_work.build_data())
+        train(rank_work.make_config(folder / "again", images=208), rank_work.build_data())
     assert compared.together([rank["seen"] for rank in found]) == seen
     run = folder / "whole-2"
-    compared.assert_close(alone / "whole", run)
+    compared.assert_close(alone / "whole", run, 2 * compared.WEIGHT_TOLERANCE)
     compared.assert_same_lines(alone / "whole", run)
     ours, theirs = (sorted(p.name for p in find_checkpoint(r)[0].iterdir()) for r in (run, alone / "whole"))
     assert ours == theirs
     for averages in ("averages.safetensors", *(f"averages/{p.name}" for p in (run / "train" / "averages").iterdir())):
-        files = [
-            (r / "train" / averages) if "/" in averages else find_checkpoint(r)[0] / averages
-            for r in (run, alone / "whole")
-        ]
-        ours, theirs = map(load_file, files)
+        folders = (run / "train", alone / "whole" / "train")
+        ours, theirs = (load_file((f if "/" in averages else list_checkpoints(f)[0]) / averages) for f in folders)
         assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
         for key in ours:
             if not key.endswith("query_key_value.bias"):
-                torch.testing.assert_close(ours[key], theirs[key], rtol=0, atol=compared.WEIGHT_TOLERANCE)
+                torch.testing.assert_close(ours[key], theirs[key], rtol=0, atol=2 * compared.WEIGHT_TOLERANCE)
     moments = [load_file(find_checkpoint(r)[0] / "optimizer.safetensors") for r in (run, alone / "whole")]
     assert {k: v.shape for k, v in moments[0].items()} == {k: v.shape for k, v in moments[1].items()}
     assert not list((run / "train").glob(".prunefast-tmp*"))
@@ -122,7 +119,7 @@ def test_shards_are_read_by_one_process(alone, two, tmp_path):
         "ema",
         "averages",
         "optimizer",
-    ):  # each rank has half, but for what has less than a row a rank
+    ):
         sizes = [file.stat().st_size for file in (newest / name).iterdir()]
         assert max(sizes) < 0.6 * sum(sizes)
     shutil.copytree(folder / "stopped", tmp_path / "stopped")
@@ -141,7 +138,7 @@ def test_shards_of_two_are_read_by_four_and_then_by_one(alone, two, run_ranks, t
     finish_alone(tmp_path / "stopped-4")
     compared.assert_close(alone / "longer", tmp_path / "stopped-4", 2 * compared.WEIGHT_TOLERANCE)
     compared.assert_same_lines(alone / "longer", tmp_path / "stopped-4")
-    compared.assert_close(alone / "whole", tmp_path / "whole-4")
+    compared.assert_close(alone / "whole", tmp_path / "whole-4", 2 * compared.WEIGHT_TOLERANCE)
 
 
 def test_a_shard_torn_at_any_byte_is_noticed(two, tmp_path):
@@ -180,7 +177,7 @@ def test_what_does_not_go_with_it(two):
 
 
 def test_in_one_process_nothing_is_cut(tmp_path, alone):
-    train(rank_work.make_config(tmp_path / "run", images=96, parallel="fsdp", **SETTINGS), rank_work.build_data())
+    train(rank_work.make_config(tmp_path / "run", images=208, parallel="fsdp", **SETTINGS), rank_work.build_data())
     for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
         one, other = (find_checkpoint(run)[0] / name for run in (tmp_path / "run", alone / "whole"))
         assert one.read_bytes() == other.read_bytes()
