@@ -124,6 +124,7 @@ class TrainConfig:
 
     # files
     status_every_images: int = 2_000  # between two lines of metrics.jsonl
+    wandb: str | None = None  # log to this project of Weights & Biases too; TensorBoard's event file is always written
     checkpoint_every_images: int | None = None  # None: by time alone
     checkpoint_every_seconds: float = 300.0
     keep_checkpoints: int = 2  # at least the newest and one before it, should the newest be damaged
@@ -203,7 +204,7 @@ _NOT_RECIPE = frozenset(
         *("init_from", "dynamic_prune_until"),
         *("batch_device", "parallel", "device", "compile", "deterministic", "placement", "on_unreadable", "threads"),
         *("checkpoint_every_images", "checkpoint_every_seconds", "keep_checkpoints", "status_every_images"),
-        "ema_snapshots",
+        *("ema_snapshots", "wandb"),
     }
 )
 
@@ -531,6 +532,7 @@ _CHECKS: dict[str, typing.Callable[[str, Any], Any]] = {
     "on_unreadable": _Choice(("raise", "replace")),
     "threads": _Optional(_Whole(1)),
     "status_every_images": _Whole(1),
+    "wandb": _Optional(_text),
     "checkpoint_every_images": _Optional(_Whole(1)),
     "checkpoint_every_seconds": _Number(0.0, open_low=True),
     "keep_checkpoints": _Whole(1),

@@ -183,7 +183,7 @@ class _Run:
 
     def _open_files(self, offset: int) -> None:
         self.config.dump(self.folder / "config.toml")
-        self.metrics = MetricsLog(self.folder / "metrics.jsonl", offset)
+        self.metrics = MetricsLog(self.folder / "metrics.jsonl", offset, self.config.wandb, self.config.to_dict())
         self.snapshots = Snapshots(self.folder, self.parts.ema, self.config.ema_snapshots)
 
     def extra_state(self) -> dict[str, Any]:

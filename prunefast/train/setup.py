@@ -22,6 +22,7 @@ from prunefast.stream import CoresetLoader, DynamicPruning
 from prunefast.stream.draw import make_draw
 from prunefast.train.config import TrainConfig, read_class_weights, recipe
 from prunefast.train.ema import Ema, named_weights
+from prunefast.train.events import load_wandb
 from prunefast.train.optim import Updater
 from prunefast.train.state import load_initial_weights
 from prunefast.train.step import (
@@ -118,6 +119,8 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module:
     module: trained in the place of the network that `config.model` names.
     """
     _check_details(config)
+    if config.wandb is not None:
+        load_wandb()
     device = pick_device(config.device)
     groups = weighted_groups(config, data, coreset)
     names = data.classes if config.class_weights_of == "classes" else _cluster_names(groups)
