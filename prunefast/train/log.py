@@ -178,8 +178,9 @@ class Status:
         """Whether it is worth reading the loss for the line."""
         return self._show and time.monotonic() - self._last >= STATUS_SECONDS
 
-    def note(self, loss: float | None, seconds: float, waited: float = 0.0, replaced: int = 0) -> None:
-        """seconds: of training so far; waited: how many of them for images; replaced: images that cannot be read."""
+    def note(self, loss: float | None, seconds: float, waited: float = 0.0, replaced: int = 0, overfitting: bool = False) -> None:
+        """seconds: of training so far; waited: how many of them for images; replaced: images that cannot be read;
+        overfitting: whether held-out images say so."""
         self._last = time.monotonic()
         parts = [f"loss {loss:.4f}" if loss is not None else "loss -"]
         if self._seconds is not None and seconds > self._seconds:
@@ -189,6 +190,8 @@ class Status:
         self._seconds, self._waited = seconds, waited
         if replaced:
             parts.append(f"{replaced:,} replaced")
+        if overfitting:
+            parts.append("overfitting")
         if self._max_seconds is not None:
             parts.append(f"{format_seconds(max(self._max_seconds - seconds, 0.0))} left")
         self._note = ", ".join(parts)

@@ -52,6 +52,11 @@ def training_facts(training: Training | None) -> list[tuple[str, str]]:
         ("model", visible(summary["model"]) if isinstance(summary.get("model"), str) else "—"),
         ("parameters", number(_figure(summary, "parameters"))),
     ]
+    held_out = summary.get("held_out")
+    if isinstance(held_out, dict) and (loss := _figure(held_out, "held_out_loss")) is not None:
+        found = held_out.get("overfitting")
+        doubt = f": {visible(found)}; overfitting is suspected" if isinstance(found, str) else ""
+        rows.append(("held-out loss", f"{number(loss)} after {number(_figure(held_out, 'images'))} images{doubt}"))
     if summary.get("finished") is False:
         rows.append(("state", "not finished: these numbers are of a run that was stopped"))
     return [(name, value) for name, value in rows if value != "—"]
