@@ -163,7 +163,7 @@ def evaluate(
         values |= more
         protocol["inception"] = how
         _warn_of_few(warnings, len(chosen), len(real), INCEPTION_FEATURES)
-    signs = overfitting_signs(values, len(chosen))
+    signs = overfitting_signs(values, len(chosen), len(kept) if kept is not None else 1)
     if signs is not None:
         values["overfitting"] = {"suspected": bool(signs), "signs": signs}
         warnings[:0] = [f"overfitting: {sign}" for sign in signs]

@@ -59,7 +59,7 @@ def overfitting(record: dict[str, Any]) -> str | None:
     gap, held_out = record["held_out_gap"], record["held_out_loss"]
     trained = held_out - gap
     measured = DenoisingGap(trained, held_out, gap, record["held_out_error"], gap / trained, (0, 0), DRAWS)
-    return next(iter(overfitting_signs({"denoising_gap": measured.as_dict()}, 0) or []), None)
+    return next(iter(overfitting_signs({"denoising_gap": measured.as_dict()}, 0, 0) or []), None)
 
 
 def set_aside(config: TrainConfig, data: ImageDataset, coreset: Coreset) -> tuple[Coreset, Holdout | None]:

@@ -95,16 +95,18 @@ def test_losses_are_those_of_fixed_times_and_noises():
 
 
 def test_the_rule():
-    def signs(copied=0.01, relative=0.0, error=0.01, samples=1_000):
+    def signs(copied=0.01, relative=0.0, error=0.01, samples=1_000, images=10_000):
         memory = {"copied_share": copied, "copied_share_expected": 0.01}
         gap = {"relative": relative, "gap": relative, "standard_error": error}
-        return overfitting_signs({"memorisation": memory, "denoising_gap": gap}, samples)
+        return overfitting_signs({"memorisation": memory, "denoising_gap": gap}, samples, images)
 
-    assert overfitting_signs({}, 100) is None  # nothing was measured
+    assert overfitting_signs({}, 100, 100) is None  # nothing was measured
     assert signs() == []
     assert signs(copied=0.02) == []  # significant, but little
     assert signs(copied=0.03, samples=100) == []  # three of a hundred: chance
     assert len(signs(copied=0.04)) == 1
+    assert signs(copied=0.1, images=24) == []  # nearer than the nearest of 24: 4 % by chance, and that is a guess
+    assert len(signs(copied=0.5, images=24)) == 1
     assert signs(relative=0.04, error=1e-5) == []
     assert signs(relative=0.2, error=0.1) == []
     assert len(signs(copied=0.5, relative=0.2)) == 2
