@@ -178,7 +178,9 @@ class Status:
         """Whether it is worth reading the loss for the line."""
         return self._show and time.monotonic() - self._last >= STATUS_SECONDS
 
-    def note(self, loss: float | None, seconds: float, waited: float = 0.0, replaced: int = 0, overfitting: bool = False) -> None:
+    def note(
+        self, loss: float | None, seconds: float, waited: float = 0.0, replaced: int = 0, overfitting: bool = False
+    ) -> None:
         """seconds: of training so far; waited: how many of them for images; replaced: images that cannot be read;
         overfitting: whether held-out images say so."""
         self._last = time.monotonic()
