@@ -9,6 +9,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("samples", metavar="DIR", help="folder of samples (or anything DATA can be)")
     parser.add_argument("--reference", metavar="DATA", required=True, help="the real images, all of them, or a RUN")
     parser.add_argument("--coreset", metavar="FILE", help="coreset.parquet of the reference, to measure memorisation")
+    parser.add_argument("--checkpoint", metavar="CKPT", help="the model, to compare its loss on seen and unseen images")
+    parser.add_argument("--held-out", metavar="DATA", help="images not trained on (default: what the coreset left out)")
     parser.add_argument("--metric", choices=("features", "inception"), default="features", help="default: features")
     parser.add_argument("-o", "--out", metavar="FILE", help="write metrics.json there")
     common.add_data_options(parser)
@@ -39,6 +41,8 @@ def main(options: argparse.Namespace) -> int:
         Path(options.samples),
         reference,
         coreset=coreset,
+        checkpoint=options.checkpoint,
+        held_out=options.held_out,
         out=options.out,
         device=common.device(options),
         progress=show,

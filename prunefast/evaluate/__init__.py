@@ -1,8 +1,9 @@
-"""Are the samples good, varied and new: Frechet distance, KID, precision and recall, memorisation.
+"""Are the samples good, varied and new: Frechet distance, KID, precision and recall, Vendi score, memorisation.
 
     evaluate(samples, reference, ...) -> Evaluation      images in, numbers and their protocol out
 
-and the same metrics on features you have: `frechet_distance`, `kernel_distance`, `precision_recall`, `memorisation`.
+and the same metrics on features you have: `frechet_distance`, `kernel_distance`, `precision_recall`, `vendi_score`,
+`memorisation`.
 """
 
 from prunefast.evaluate.evaluate import evaluate
@@ -11,6 +12,7 @@ from prunefast.evaluate.kid import KernelDistance, kernel_distance
 from prunefast.evaluate.memorisation import Memorisation, memorisation
 from prunefast.evaluate.precision_recall import PrecisionRecall, precision_recall
 from prunefast.evaluate.result import Evaluation
+from prunefast.evaluate.vendi import vendi_score
 
 __all__ = [
     "Evaluation",
@@ -24,4 +26,5 @@ __all__ = [
     "kernel_distance",
     "memorisation",
     "precision_recall",
+    "vendi_score",
 ]

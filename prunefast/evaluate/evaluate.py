@@ -17,22 +17,26 @@ from prunefast.errors import InputError
 from prunefast.evaluate import sources
 from prunefast.evaluate.features import as_features, seeded_subset
 from prunefast.evaluate.frechet import frechet_distance
+from prunefast.evaluate.gap import DRAWS, MOST_IMAGES, batches_of, fixed_losses, gap_of
 from prunefast.evaluate.inception import inception_metrics, load_torch_fidelity
 from prunefast.evaluate.kid import DEGREE, kernel_distance
 from prunefast.evaluate.memorisation import PERCENTILE, memorisation
+from prunefast.evaluate.overfitting import overfitting_signs
 from prunefast.evaluate.precision_recall import precision_recall
 from prunefast.evaluate.result import Evaluation
+from prunefast.evaluate.vendi import vendi_score
+from prunefast.progress import progress as show_progress
 from prunefast.select import Coreset
 
-FEATURE_METRICS = ("frechet_distance", "kid", "precision_recall", "memorisation")
-DEFAULT_METRICS = (*FEATURE_METRICS, "class_counts")
+FEATURE_METRICS = ("frechet_distance", "kid", "precision_recall", "vendi", "memorisation")
+DEFAULT_METRICS = (*FEATURE_METRICS, "denoising_gap", "class_counts")
 METRICS = (*DEFAULT_METRICS, "inception")
 
 # Below, the Frechet distance is mostly bias: published tables use 10,000 or 50,000; 2,048 is one per Inception feature.
 FEW_SAMPLES = 2048
 INCEPTION_FEATURES = 2048
-# Sets of one size for precision and recall: the cost grows with the product of both, and 10,000 is what the papers use.
-PRECISION_RECALL_IMAGES = 10_000
+# Sets of one size for precision, recall and the Vendi score: 10,000 is what the papers use, and the cost grows with it.
+COMPARED_IMAGES = 10_000
 
 
 def evaluate(
@@ -42,6 +46,8 @@ def evaluate(
     encoder: Any = "pixels",
     coreset: Coreset | str | os.PathLike[str] | None = None,
     training: Any = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    held_out: Any = None,
     metrics: str | Sequence[str] | None = None,
     n: int | None = None,
     k: int = 3,
@@ -70,8 +76,12 @@ def evaluate(
     coreset     what the model was trained on: memorisation is measured against it, with the images it left out as the
                 ones not trained on. Without it there is no memorisation number.
     training    data set of the coreset where that is not the reference (a reference of test images)
-    metrics     any of "frechet_distance", "kid", "precision_recall", "memorisation", "class_counts" (these are the
-                default, as far as the input allows), "inception" (FID and KID by torch-fidelity)
+    checkpoint  the model (a run folder or checkpoint-*): its loss on held-out images against that on training images
+    held_out    path or ImageDataset of images like the training images that were not trained on; without it, those that
+                the coreset left out, which may be harder by the selection itself
+    metrics     any of "frechet_distance", "kid", "precision_recall", "vendi", "memorisation", "denoising_gap",
+                "class_counts" (these are the default, as far as the input allows), "inception" (FID and KID by
+                torch-fidelity)
     n           evaluate a seeded draw of n samples (default: all)
     k           neighbours of precision and recall
     image_size  compare R x R squares; default: the reference's own size. Samples of another size are resized, and the
@@ -95,6 +105,14 @@ def evaluate(
     trained_on, kept = _training(real, training, coreset, real.image_size)
     if metrics is not None and "memorisation" in wanted and kept is None:
         raise InputError("coreset: 'memorisation' needs to know what was trained on; give coreset=")
+    unseen = None if held_out is None else sources.open_reference(held_out, real.image_size, "held_out")
+    if kept is None and (checkpoint is not None or unseen is not None):
+        raise InputError(f"{'held_out' if checkpoint is None else 'checkpoint'}: says nothing without coreset=")
+    if metrics is not None and "denoising_gap" in wanted and checkpoint is None:
+        raise InputError("checkpoint: 'denoising_gap' is measured with the model; give checkpoint=")
+    model = None
+    if checkpoint is not None and "denoising_gap" in wanted:
+        model = sources.open_model(checkpoint, [trained_on] if unseen is None else [trained_on, unseen], device)
     if k < 1:
         raise InputError(f"k: {k} is not at least 1")
     network = make_encoder(
@@ -130,7 +148,10 @@ def evaluate(
         _feature_metrics(values, protocol, warnings, wanted, x, y, k, seed)
         if "memorisation" in wanted and kept is not None and len(kept) >= 2:
             z = y if trained_on is real else embed(trained_on, network, **settings)
-            _memorisation(values, protocol, x, z, kept, fake, chosen, seed)
+            others = z[kept.dropped] if unseen is None else embed(unseen, network, **settings)
+            _memorisation(values, protocol, x, z, others, kept, fake, chosen, seed)
+    if model is not None and kept is not None:
+        _denoising_gap(values, protocol, warnings, model, trained_on, kept, unseen, seed, progress)
     if "class_counts" in wanted:
         counts = sources.class_counts(fake, chosen, real)
         if counts is not None:
@@ -142,6 +163,10 @@ def evaluate(
         values |= more
         protocol["inception"] = how
         _warn_of_few(warnings, len(chosen), len(real), INCEPTION_FEATURES)
+    signs = overfitting_signs(values, len(chosen), len(kept) if kept is not None else 1)
+    if signs is not None:
+        values["overfitting"] = {"suspected": bool(signs), "signs": signs}
+        warnings[:0] = [f"overfitting: {sign}" for sign in signs]
     protocol["warnings"] = warnings
     result = Evaluation(values, protocol)
     if out is not None:
@@ -198,7 +223,7 @@ def _feature_metrics(
         else:
             warnings.append(f"KID needs 4 images of each kind, there are {fewest}: left out")
     if "precision_recall" in wanted:
-        size = min(fewest, PRECISION_RECALL_IMAGES)
+        size = min(fewest, COMPARED_IMAGES)
         if size > k:
             found = precision_recall(
                 x[seeded_subset(len(x), size, seed, purpose=3)], y[seeded_subset(len(y), size, seed, purpose=4)], k=k
@@ -209,6 +234,47 @@ def _feature_metrics(
             warnings.append(
                 f"precision and recall with k = {k} need {k + 1} images of each kind, there are {size}: left out"
             )
+    if "vendi" in wanted:
+        size = min(fewest, COMPARED_IMAGES)
+        try:
+            for name, rows, purpose in (("vendi", x, 6), ("vendi_reference", y, 7)):
+                values[name] = vendi_score(rows[seeded_subset(len(rows), size, seed, purpose)])
+            protocol["vendi"] = {"images": size}
+        except InputError as error:
+            warnings.append(f"the Vendi score is left out: {error}")
+
+
+def _denoising_gap(
+    values: dict[str, Any],
+    protocol: dict[str, Any],
+    warnings: list[str],
+    model: Any,
+    trained_on: ImageDataset,
+    kept: Coreset,
+    unseen: ImageDataset | None,
+    seed: int,
+    progress: bool,
+) -> None:
+    others, rows = (trained_on, kept.dropped) if unseen is None else (unseen, np.arange(len(unseen)))
+    if len(rows) < 2 or len(kept) < 2:
+        warnings.append("the denoising gap needs 2 images trained on and 2 that were not: left out; give held_out=")
+        return
+    picked = [seeded_subset(len(part), MOST_IMAGES, seed, purpose=5) for part in (kept.indices, rows)]
+    with show_progress("denoising gap", sum(map(len, picked)), silent=not progress) as bar:
+        losses = [
+            fixed_losses(
+                model.model, model.loss, batches_of(data, part, model.num_classes is not None), seed=seed, bar=bar
+            )
+            for data, part in ((trained_on, kept.indices[picked[0]]), (others, rows[picked[1]]))
+        ]
+    values["denoising_gap"] = gap_of(*losses).as_dict()
+    protocol["denoising_gap"] = {
+        "checkpoint": model.digest,
+        "weights": "EMA",
+        "held_out": _describe(unseen) if unseen is not None else f"left out by {kept.manifest.get('method')}",
+        "draws": DRAWS,
+        "seed": seed,
+    }
 
 
 def _memorisation(
@@ -216,12 +282,12 @@ def _memorisation(
     protocol: dict[str, Any],
     x: NDArray[np.float32],
     z: NDArray[np.float32],
+    held_out: NDArray[np.float32],
     kept: Coreset,
     fake: ImageDataset,
     chosen: NDArray[np.int64],
     seed: int,
 ) -> None:
-    held_out = z[kept.dropped] if len(kept.dropped) else None
     found = memorisation(x, z[kept.indices], held_out, seed=seed)
     values["memorisation"] = found.as_dict() | {
         "closest": [
@@ -236,7 +302,7 @@ def _memorisation(
     }
     protocol["memorisation"] = {
         "training_images": len(kept),
-        "held_out_images": len(kept.dropped),
+        "held_out_images": len(held_out),
         "percentile": PERCENTILE,
     }
 

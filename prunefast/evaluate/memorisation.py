@@ -11,6 +11,10 @@ copied_share   share of samples with d(s, T) <= q, where q is the a-th percentil
                d(t, T without t) of training images to their nearest other training image. Fresh images of T's
                distribution give about a %; a multiple of that is memorisation. It uses all of T, and needs no H.
 
+novelty        share of samples with d(s, T) above the median of d(t, T without t): about half of fresh images of T's
+               distribution; few where samples crowd around training images, nearly all where they lie elsewhere. Beside
+               it mean and median of d(s, T), as Briq et al. 2024 report them.
+
 Distances are those of the encoder that is named in the protocol; a crop or a colour shift may be far away in pixels and
 near in a network's features.
 """
@@ -34,7 +38,8 @@ CLOSEST = 8  # pairs kept for the report: enough to judge by eye
 class Memorisation:
     """Result of `memorisation`; distances in feature units, `None` where there is nothing to compare with.
 
-    nearest_train_median   median of d(s, T)
+    nearest_train_median   median of d(s, T); `nearest_train_mean` its mean
+    novelty                see the module's text; `training_nearest_median` = median of d(t, T without t)
     ratio_median           see the module's text; `ratio_images` = size of T' and H'
     copied_share           in [0, 1]; `copied_share_expected` = a / 100; `copied_distance` = q
     closest                (sample, training row, distance), nearest first: rows of the arrays that were given
@@ -47,6 +52,9 @@ class Memorisation:
     copied_share: float
     copied_share_expected: float
     copied_distance: float
+    novelty: float
+    nearest_train_mean: float
+    training_nearest_median: float
     closest: tuple[tuple[int, int, float], ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -70,7 +78,8 @@ def memorisation(
         raise InputError(f"training: {train.shape[1]} features, but the samples have {x.shape[1]}")
     index, to_train = _nearest(x, train)
     _, squared = ops.topk(train, train, 1, exclude_self=True)
-    limit = float(np.percentile(np.sqrt(np.asarray(squared, np.float64)), percentile))
+    within = np.sqrt(np.asarray(squared, np.float64))
+    limit, usual = float(np.percentile(within, percentile)), float(np.median(within))
     order = np.argsort(to_train, kind="stable")[:CLOSEST]
 
     held_out_median = ratio = None
@@ -97,6 +106,9 @@ def memorisation(
         copied_share=float((to_train <= limit).mean()),
         copied_share_expected=percentile / 100.0,
         copied_distance=limit,
+        novelty=float((to_train > usual).mean()),
+        nearest_train_mean=float(to_train.mean()),
+        training_nearest_median=usual,
         closest=tuple((int(i), int(index[i]), float(to_train[i])) for i in order),
     )
 

@@ -14,6 +14,7 @@ METRIC_TEXTS: dict[str, tuple[str, str, str]] = {
     "kid": ("KID", "lower is better", ".4g"),
     "precision": ("precision", "higher is better", ".3f"),
     "recall": ("recall", "higher is better", ".3f"),
+    "vendi": ("Vendi score", "effective number of different images", ".4g"),
     "inception_frechet_distance": ("FID (Inception)", "lower is better", ".4g"),
     "inception_kid": ("KID (Inception)", "lower is better", ".4g"),
 }
@@ -58,6 +59,8 @@ def metric_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
             if isinstance(metrics.get(f"{name}_std"), int | float):
                 value = _with_spread(metrics[name], metrics[f"{name}_std"])
                 direction += "; ± is the spread over blocks"
+            if isinstance(metrics.get(f"{name}_reference"), int | float):
+                direction += f"; as many of the reference: {metrics[f'{name}_reference']:{digits}}"
             rows.append((text, value, direction))
     memory = metrics.get("memorisation")
     if isinstance(memory, dict):
@@ -67,6 +70,18 @@ def metric_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
         if memory.get("ratio_median") is not None:
             note = "distance to trained / to held-out images; well below 1 hints at copying"
             rows.append(("neighbour ratio", f"{memory['ratio_median']:.3f}", note))
+        if memory.get("novelty") is not None:
+            note = "farther from training images than half of those are from each other; about 50% is natural"
+            rows.append(("novelty", f"{memory['novelty']:.1%}", note))
+    gap = metrics.get("denoising_gap")
+    if isinstance(gap, dict):
+        note = f"held-out loss {gap['held_out']:.4g} - training loss {gap['training']:.4g}; 0 without overfitting"
+        rows.append(("denoising gap", _with_spread(gap["gap"], gap["standard_error"]), note))
+    found = metrics.get("overfitting")
+    if isinstance(found, dict):
+        rows.append(
+            ("overfitting", "suspected" if found.get("suspected") else "no sign", "by near-copies and denoising gap")
+        )
     counts = metrics.get("class_counts")
     if isinstance(counts, dict) and counts:
         sizes = [count for count in counts.values() if isinstance(count, int)]
@@ -100,11 +115,19 @@ def protocol_rows(protocol: dict[str, Any]) -> list[tuple[str, str]]:
         add("sampling", _sampling_text(sampling))
         add("checkpoint", str(sampling["checkpoint"])[:12] if sampling.get("checkpoint") else None)
     add("seed", protocol.get("seed"))
-    for key, text in (("kid", "KID"), ("precision_recall", "precision/recall"), ("inception", "Inception")):
+    parts = {"kid": "KID", "precision_recall": "precision/recall", "vendi": "Vendi", "denoising_gap": "denoising gap"}
+    for key, text in (*parts.items(), ("inception", "Inception")):
         part = protocol.get(key)
         if isinstance(part, dict):
-            add(text, ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in part.items()))
+            add(text, ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in part.items()))
     return rows
+
+
+def _short(value: Any) -> str:
+    """A data set by its name, a digest by its beginning."""
+    if isinstance(value, dict):
+        return str(value.get("name"))
+    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
 
 
 def _range(low: int, high: int) -> str:

@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -407,9 +407,10 @@ class _ReweightRun(_Run):
         self.pixels += self.config.batch_size * self.plan.recipe["image_size"] ** 2
         self.steps += 1
 
-    def _write_line(self) -> None:
-        super()._write_line()
+    def _write_line(self, more: Mapping[str, float] | None = None) -> bool:
+        written = super()._write_line(more)
         _note(self.history, self.images, self.ascent.state())
+        return written
 
     def extra_state(self) -> dict[str, Any]:
         return {"reweight": {"now": self.ascent.state(), "history": self.history}}

@@ -124,6 +124,10 @@ class TrainConfig:
 
     # files
     status_every_images: int = 2_000  # between two lines of metrics.jsonl
+    # share of the coreset not trained on, or a data set: the loss on those images, every so many (None: 25 lines)
+    holdout: float | str | None = None
+    holdout_every_images: int | None = None
+    wandb: str | None = None  # log to this project of Weights & Biases too; TensorBoard's event file is always written
     checkpoint_every_images: int | None = None  # None: by time alone
     checkpoint_every_seconds: float = 300.0
     keep_checkpoints: int = 2  # at least the newest and one before it, should the newest be damaged
@@ -203,7 +207,7 @@ _NOT_RECIPE = frozenset(
         *("init_from", "dynamic_prune_until"),
         *("batch_device", "parallel", "device", "compile", "deterministic", "placement", "on_unreadable", "threads"),
         *("checkpoint_every_images", "checkpoint_every_seconds", "keep_checkpoints", "status_every_images"),
-        "ema_snapshots",
+        *("ema_snapshots", "holdout", "holdout_every_images", "wandb"),
     }
 )
 
@@ -429,6 +433,12 @@ def _timesteps(key: str, value: Any) -> tuple[float, float]:
     return low, high
 
 
+def _share_or_text(key: str, value: Any) -> float | str:
+    if isinstance(value, str | os.PathLike):
+        return _text(key, value)
+    return _Number(0.0, 1.0, open_low=True)(key, value)
+
+
 def _numbers(key: str, value: Any, check: _Number) -> tuple[float, ...]:
     """Different numbers."""
     if isinstance(value, str) or not isinstance(value, Sequence):
@@ -531,6 +541,9 @@ _CHECKS: dict[str, typing.Callable[[str, Any], Any]] = {
     "on_unreadable": _Choice(("raise", "replace")),
     "threads": _Optional(_Whole(1)),
     "status_every_images": _Whole(1),
+    "holdout": _Optional(_share_or_text),
+    "holdout_every_images": _Optional(_Whole(1)),
+    "wandb": _Optional(_text),
     "checkpoint_every_images": _Optional(_Whole(1)),
     "checkpoint_every_seconds": _Number(0.0, open_low=True),
     "keep_checkpoints": _Whole(1),

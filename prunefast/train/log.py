@@ -9,6 +9,7 @@ import math
 import os
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 from prunefast.errors import InputError
 from prunefast.files import explain_os_error
 from prunefast.progress import Progress, format_seconds
+from prunefast.train.events import EVENTS_FILE, EventFile, WandbRun
 
 TIMING_KEYS = ("images_per_second", "seconds", "data_wait")  # keys of a metrics line that differ from run to run
 
@@ -78,9 +80,10 @@ class MetricsLog:
     """RUN/train/metrics.jsonl, appended to; `offset` is its length in bytes and part of a checkpoint.
 
     Opening cuts off what lies behind `offset`: lines of steps that were lost with a killed process and are done again.
+    TensorBoard's event file beside it, and a run of Weights & Biases where `wandb` names a project, follow it.
     """
 
-    def __init__(self, path: Path, offset: int):
+    def __init__(self, path: Path, offset: int, wandb: str | None = None, config: Mapping[str, Any] | None = None):
         self.path = path
         try:
             self._file = open(path, "ab")  # noqa: SIM115  closed by close()
@@ -93,6 +96,9 @@ class MetricsLog:
             self._file.truncate(self.offset)
         except OSError as error:
             raise explain_os_error(error, path) from None
+        self._followers: list[EventFile | WandbRun] = [EventFile(path.parent / EVENTS_FILE, read_metrics(path))]
+        if wandb is not None:
+            self._followers.append(WandbRun(path.parent, wandb, config or {}))
 
     def write(self, record: dict[str, Any]) -> None:
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
@@ -102,6 +108,8 @@ class MetricsLog:
         except OSError as error:
             raise explain_os_error(error, self.path) from None
         self.offset += len(line)
+        for follower in self._followers:
+            follower.write(record)
 
     def sync(self) -> None:
         """To the disk; before a checkpoint that counts on these lines."""
@@ -112,6 +120,8 @@ class MetricsLog:
 
     def close(self) -> None:
         self._file.close()
+        for follower in self._followers:
+            follower.close()
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -168,8 +178,11 @@ class Status:
         """Whether it is worth reading the loss for the line."""
         return self._show and time.monotonic() - self._last >= STATUS_SECONDS
 
-    def note(self, loss: float | None, seconds: float, waited: float = 0.0, replaced: int = 0) -> None:
-        """seconds: of training so far; waited: how many of them for images; replaced: images that cannot be read."""
+    def note(
+        self, loss: float | None, seconds: float, waited: float = 0.0, replaced: int = 0, overfitting: bool = False
+    ) -> None:
+        """seconds: of training so far; waited: how many of them for images; replaced: images that cannot be read;
+        overfitting: whether held-out images say so."""
         self._last = time.monotonic()
         parts = [f"loss {loss:.4f}" if loss is not None else "loss -"]
         if self._seconds is not None and seconds > self._seconds:
@@ -179,6 +192,8 @@ class Status:
         self._seconds, self._waited = seconds, waited
         if replaced:
             parts.append(f"{replaced:,} replaced")
+        if overfitting:
+            parts.append("overfitting")
         if self._max_seconds is not None:
             parts.append(f"{format_seconds(max(self._max_seconds - seconds, 0.0))} left")
         self._note = ", ".join(parts)

@@ -12,7 +12,8 @@ after it. Rank 0 alone writes; what depends on a clock or a signal is agreed on 
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from prunefast.errors import InputError, InputTypeError
 from prunefast.files import RunFolder, lock_folder, make_folder, read_json, remove_leftovers, write_json
 from prunefast.models import count_parameters
 from prunefast.train.config import TrainConfig
+from prunefast.train.holdout import overfitting
 from prunefast.train.interrupt import StopRequest, TrainingStopped
 from prunefast.train.log import Meter, MetricsLog, Status, read_metrics, recent_loss, significant
 from prunefast.train.optim import learning_rate
@@ -38,7 +40,7 @@ from prunefast.train.state import (
     seal,
     write_checkpoint,
 )
-from prunefast.train.step import forked_generators, repeatable_algorithms
+from prunefast.train.step import autocast, forked_generators, repeatable_algorithms
 from prunefast.train.whole_batch import check_shares
 
 if TYPE_CHECKING:
@@ -182,6 +184,7 @@ class _Run:
             parts.gradient.take_over(recorded.get("fitted"))
             offset = recorded["metrics_offset"]
         self.metrics: MetricsLog | None = None  # rank 0 has it
+        self.overfitting: str | None = None  # what the last measurement on held-out images said against the run
         distributed.on_main(lambda: self._open_files(offset))
         self.snapshots: Snapshots | None = None  # rank 0's too, but that sharded averages are gathered from all
         if self.world.is_main or parts.shards is not None:
@@ -192,7 +195,7 @@ class _Run:
 
     def _open_files(self, offset: int) -> None:
         self.config.dump(self.folder / "config.toml")
-        self.metrics = MetricsLog(self.folder / "metrics.jsonl", offset)
+        self.metrics = MetricsLog(self.folder / "metrics.jsonl", offset, self.config.wandb, self.config.to_dict())
 
     def extra_state(self) -> dict[str, Any]:
         """What a loop built on this one has in its checkpoints besides."""
@@ -255,9 +258,10 @@ class _Run:
             if line_due or (look_due and self.world.size == 1) or self.device.type == "cpu":  # all ranks, or none
                 self._check_divergence()
             if look_due:
-                status.note(self.meter.read()["loss"], self.seconds, self.waited, len(self.parts.loader.replaced))
-            if line_due:
-                self._write_line()
+                known = (self.meter.read()["loss"], self.seconds, self.waited, len(self.parts.loader.replaced))
+                status.note(*known, overfitting=self.overfitting is not None)
+            if line_due and self._write_line(self._held_out(self.steps // line_steps)):
+                last = time.perf_counter()
             status.advance(trained)
             if self.snapshots is not None and self.snapshots.take(self.images):
                 last = time.perf_counter()
@@ -294,8 +298,20 @@ class _Run:
                 "in another out (the last checkpoint is untouched)"
             )
 
-    def _write_line(self) -> None:
-        """One line of metrics: means since the line before."""
+    def _held_out(self, line: int) -> dict[str, float]:
+        """What line number `line` says of held-out images; {} where nothing is due."""
+        holdout, plan = self.plan.holdout, self.plan
+        if holdout is None or line % holdout.every_lines:
+            return {}
+        loss, precision = plan.loss.to(self.device), autocast(self.device, plan.recipe["precision"])
+        found = holdout.measure(self.parts.model, loss, plan.num_classes is not None, precision)
+        before, self.overfitting = self.overfitting, overfitting(found)
+        if self.overfitting and not before and self.world.is_main:
+            warnings.warn(f"after {self.images:,} images {self.overfitting}: overfitting is suspected", stacklevel=2)
+        return {key: significant(value) or 0.0 for key, value in found.items()}
+
+    def _write_line(self, more: Mapping[str, float] | None = None) -> bool:
+        """One line of metrics: means since the line before, and `more`. Whether there was more."""
         means = self.meter.read()
         images, seconds = self.timed_images - self.line_images, self.seconds - self.line_seconds
         waited = self.waited - self.line_waited
@@ -310,11 +326,13 @@ class _Run:
             "images_per_second": significant(images / seconds, 4) if seconds else None,
             "seconds": round(self.seconds, 3),
             "data_wait": significant(waited / seconds, 3) if seconds else None,
+            **(more or {}),
         }
         if self.metrics is not None:
             self.metrics.write(record)
         self.meter.start_line()
         self.line_images, self.line_seconds, self.line_waited = self.timed_images, self.seconds, self.waited
+        return bool(more)
 
     def _save(self, *, finished: bool = False) -> None:
         """A checkpoint and a summary of the run so far. Of a sharded run it is written by all ranks, each its parts,
@@ -374,19 +392,25 @@ class _Run:
     def _write_summary(self, *, finished: bool) -> None:
         assert self.metrics is not None
         self.metrics.sync()
-        summary = {
+        lines = read_metrics(self.metrics.path)
+        summary: dict[str, Any] = {
             "images": self.images,
             "steps": self.steps,
             "pixels": self.pixels,
             "seconds": round(self.seconds, 3),
             "images_per_second": significant(self.timed_images / self.seconds, 5) if self.seconds else None,
-            "loss": recent_loss(read_metrics(self.metrics.path)),
+            "loss": recent_loss(lines),
             "model": self.config.model,
             "parameters": count_parameters(self.parts.model),
             "finished": finished,
         }
         if self.parts.pruning is not None:
             summary["left_out"] = self.parts.pruning.left_out  # images that whole epochs would have had more
+        measured = [line for line in lines if "held_out_loss" in line]
+        if measured:
+            keys = ("images", "held_out_loss", "held_out_gap", "held_out_error")
+            last = {key: measured[-1][key] for key in keys}
+            summary["held_out"] = last | {"overfitting": overfitting(last)}
         write_json(self.folder / "summary.json", summary)
 
 

@@ -22,6 +22,8 @@ from prunefast.stream import CoresetLoader, DynamicPruning
 from prunefast.stream.draw import make_draw
 from prunefast.train.config import TrainConfig, read_class_weights, recipe
 from prunefast.train.ema import Ema, named_weights
+from prunefast.train.events import load_wandb
+from prunefast.train.holdout import Holdout, set_aside
 from prunefast.train.optim import Updater
 from prunefast.train.state import load_initial_weights
 from prunefast.train.step import (
@@ -87,6 +89,7 @@ class Plan:
     recipe: dict[str, Any]
     class_weights: list[float] | None = None
     groups: np.ndarray | None = None  # int64 [N], what the class weights are of
+    holdout: Holdout | None = None
 
     def continuing(self, recorded: dict[str, Any]) -> "Plan":
         """The plan for a run that began with the recipe `recorded`: it keeps its precision, should "auto" come out
@@ -102,6 +105,7 @@ _DETAILS = {
     "mask_ratio": ("mask_reconstruction", "mask_images"),
     "dynamic_prune": ("dynamic_prune_until",),
     "class_weights": ("class_weights_in",),
+    "holdout": ("holdout_every_images",),
 }
 
 
@@ -123,6 +127,9 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module:
     _check_details(config)
     if config.parallel == "fsdp" and config.compile:
         raise InputError('compile: does not go with parallel = "fsdp"; leave one of them out')
+    if config.wandb is not None:
+        load_wandb()
+    coreset, holdout = set_aside(config, data, coreset)
     device = pick_device(config.device)
     groups = weighted_groups(config, data, coreset)
     names = data.classes if config.class_weights_of == "classes" else _cluster_names(groups)
@@ -210,6 +217,7 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module:
         recipe=resolved,
         class_weights=class_weights,
         groups=groups,
+        holdout=holdout,
     )
 
 

@@ -230,7 +230,7 @@ def test_a_run_and_every_average_of_it(trained, tmp_path):
     kept = load_file(path / "averages.safetensors")
     for name, tensor in load_file(half.checkpoint / "ema.safetensors").items():
         assert torch.equal(tensor, kept[f"half-life-50/{name}"])
-    with pytest.raises(InputError, match="half-life-200, half-life-50, sigma-rel-0.05"):
+    with pytest.raises(InputError, match="half-life-200, half-life-50, sigma-rel-0"):
         pf.choose_ema(trained.out, tmp_path / "d", half_life=70)
     with pytest.warns(UserWarning, match="profile is put together"):
         pf.choose_ema(trained.out, tmp_path / "e", sigma_rel=0.01)
@@ -264,7 +264,7 @@ def test_runs_without_them_say_so(make_config, data, tmp_path):
     config = make_config(images=16)
     pf.train(config, data)
     assert not (Path(config.out) / "train" / "averages").exists()
-    with pytest.raises(InputError, match=r"ema_sigma_rel = \[0.05, 0.1\]"):
+    with pytest.raises(InputError, match="train with ema_sigma_rel"):
         pf.choose_ema(config.out, tmp_path / "x", sigma_rel=0.1)
     for wrong in (0.0, -1.0, 0.4, math.nan):
         with pytest.raises(InputError, match="sigma_rel is"):

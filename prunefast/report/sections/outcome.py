@@ -52,9 +52,22 @@ def training_facts(training: Training | None) -> list[tuple[str, str]]:
         ("model", visible(summary["model"]) if isinstance(summary.get("model"), str) else "—"),
         ("parameters", number(_figure(summary, "parameters"))),
     ]
+    rows += _held_out_rows(summary.get("held_out"))
     if summary.get("finished") is False:
         rows.append(("state", "not finished: these numbers are of a run that was stopped"))
     return [(name, value) for name, value in rows if value != "—"]
+
+
+def _held_out_rows(held_out: Any) -> list[tuple[str, str]]:
+    """The last measurement on images that were not trained on."""
+    keys = ("held_out_loss", "held_out_gap", "held_out_error", "images")
+    values = [_figure(held_out, key) for key in keys] if isinstance(held_out, dict) else [None]
+    if None in values:
+        return []
+    loss, gap, error, images = map(number, values)
+    rows = [("held-out loss", f"{loss} after {images} images, {gap} ± {error} above that on training images")]
+    found = held_out.get("overfitting")
+    return [*rows, ("overfitting", f"suspected: {visible(found)}")] if isinstance(found, str) else rows
 
 
 def final_loss(training: Training) -> float | None:
