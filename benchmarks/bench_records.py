@@ -4,8 +4,8 @@ pytest benchmarks/bench_records.py
 
 Peers: a torch DataLoader with two workers and Pillow over a folder; webdataset over a tar with the coreset as a filter
 (it cannot skip); a NumPy memory map of the decoded pixels; FFCV, whose files (.beton) are made of the same pixels
-before, as JPEGs of the same quality and raw. The workers of the peers live on from round to round, ours start with each. Wall
-time: a quiet machine. PRUNEFAST_BENCH_IMAGES: how many images of 64 px (default 4,000), a quarter of it at 256 px.
+before, as JPEGs of the same quality and raw. Workers of the peers live on from round to round, ours start with each.
+PRUNEFAST_BENCH_IMAGES: how many images of 64 px (default 4,000), a quarter of it at 256 px.
 """
 
 import io

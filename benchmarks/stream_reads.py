@@ -1,8 +1,8 @@
 """What a sparse coreset costs a disk and the memory: cold reads against a memory map, bytes asked for and read, growth
-over ten epochs, the first batch of 1,281,167 images. Linux only: it throws files out of the page cache and reads
-/proc/self/io.
+over ten epochs, the first batch of 1,281,167 images; and the loaders of bench_records.py in turn, round by round. Linux
+only: it throws files out of the page cache and reads /proc/self/io.
 
-python benchmarks/stream_reads.py [cold] [bytes] [memory] [first]
+python benchmarks/stream_reads.py [cold] [bytes] [memory] [first] [warm]
 """
 
 import contextlib
@@ -269,7 +269,39 @@ def first(folder: Path) -> None:
         print(f"first, {name}: {min(taken):.3f} s min, {statistics.median(taken):.3f} median, {load()}", flush=True)
 
 
-WORK: dict[str, Callable[[Path], Any]] = {"cold": cold, "bytes": asked_and_read, "memory": memory, "first": first}
+def warm(folder: Path) -> None:
+    import bench_records
+
+    for side in (64, 256):
+        (folder / str(side)).mkdir()
+        source = bench_records.Source(folder / str(side), side)
+        for part in ("tenth", "all"):
+            indices = getattr(source, part)
+            readers = {name: prepare(source, indices) for name, prepare in bench_records.LOADERS.items()}
+            seconds: dict[str, list[float]] = {name: [] for name in readers}
+            for number in range(ROUNDS + 2):
+                for name, read in readers.items():
+                    if number > ROUNDS and name == "webdataset":
+                        continue
+                    began = time.perf_counter()
+                    assert read() == len(indices)
+                    if number:
+                        seconds[name].append(time.perf_counter() - began)
+            for name, taken in seconds.items():
+                print(
+                    f"warm, {side} px, {part} ({len(indices):,}), {name}: {min(taken) * 1e3:.2f} ms min, "
+                    f"{statistics.median(taken) * 1e3:.2f} median, {load()}",
+                    flush=True,
+                )
+
+
+WORK: dict[str, Callable[[Path], Any]] = {
+    "cold": cold,
+    "bytes": asked_and_read,
+    "memory": memory,
+    "first": first,
+    "warm": warm,
+}
 
 
 def main() -> None:
