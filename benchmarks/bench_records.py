@@ -3,8 +3,9 @@
 pytest benchmarks/bench_records.py
 
 Peers: a torch DataLoader with two workers and Pillow over a folder; webdataset over a tar with the coreset as a filter
-(it cannot skip); a NumPy memory map of the decoded pixels. The workers of the peers live on from round to round; ours
-start with every round. PRUNEFAST_BENCH_IMAGES: how many images of 64 px (default 4,000), a quarter of it at 256 px.
+(it cannot skip); a NumPy memory map of the decoded pixels; FFCV, whose files (.beton) are made of the same pixels
+before, as JPEGs of the same quality and raw. Workers of the peers live on from round to round, ours start with each.
+PRUNEFAST_BENCH_IMAGES: how many images of 64 px (default 4,000), a quarter of it at 256 px.
 """
 
 import io
@@ -22,6 +23,7 @@ from PIL import Image
 
 from prunefast.data import ImageDataset, open_dataset
 from prunefast.data.buffers import Buffers
+from prunefast.stream.pack import pack
 
 BATCH = 64
 IMAGES = int(os.environ.get("PRUNEFAST_BENCH_IMAGES", "4000"))
@@ -61,6 +63,46 @@ class Source:
 @pytest.fixture(scope="session", params=[64, 256])
 def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Source:
     return Source(tmp_path_factory.mktemp(f"px{request.param}"), request.param)
+
+
+class Pixels(torch.utils.data.Dataset):
+    """For FFCV's writer."""
+
+    def __init__(self, source: Source):
+        self.pixels = np.load(source.npy, mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, item: int) -> tuple[np.ndarray]:
+        return (np.ascontiguousarray(self.pixels[item]),)
+
+
+def ffcv(mode: str) -> Callable[[Source, np.ndarray], Callable[[], int]]:
+    def prepare(source: Source, indices: np.ndarray) -> Callable[[], int]:
+        pytest.importorskip("ffcv")
+        from ffcv.fields import RGBImageField
+        from ffcv.fields.decoders import SimpleRGBImageDecoder
+        from ffcv.loader import Loader, OrderOption
+        from ffcv.writer import DatasetWriter
+
+        path = source.npy.with_name(f"{mode}.beton")
+        if not path.exists():
+            field = RGBImageField(write_mode=mode, jpeg_quality=90)
+            DatasetWriter(str(path), {"image": field}, num_workers=1).from_indexed_dataset(Pixels(source))
+        loader = Loader(
+            str(path),
+            batch_size=BATCH,
+            num_workers=2,
+            order=OrderOption.RANDOM,
+            indices=indices,
+            os_cache=True,
+            drop_last=False,
+            pipelines={"image": [SimpleRGBImageDecoder()]},
+        )
+        return lambda: sum(len(images) for (images,) in loader)
+
+    return prepare
 
 
 class PillowFolder(torch.utils.data.Dataset):
@@ -114,12 +156,23 @@ def ours(kind: str) -> Callable[[Source, np.ndarray], Callable[[], int]]:
     return prepare
 
 
+def packed(source: Source, indices: np.ndarray) -> Callable[[], int]:
+    """The pack of a coreset, which holds its images alone."""
+    data = pack(source.opened["tar"], np.sort(indices), source.npy.parent / "cache")
+    order, buffers = np.random.default_rng(1).permutation(len(data)), Buffers()
+    parts = [order[k : k + BATCH] for k in range(0, len(order), BATCH)]
+    return lambda: sum(len(images) for _, images in data.decode_ahead(iter(parts), 2, buffers))
+
+
 LOADERS = {
     "prunefast folder": ours("folder"),
     "prunefast tar": ours("tar"),
     "prunefast zip": ours("zip"),
     "DataLoader Pillow": dataloader,
     "webdataset": webdataset,
+    "ffcv jpg": ffcv("jpg"),
+    "prunefast pack": packed,
+    "ffcv raw": ffcv("raw"),
     "prunefast npy": ours("npy"),
     "np.memmap": memmap,
 }

@@ -41,10 +41,14 @@ PYBIND11_MODULE(_images, m) {
     const prunefast_records args = records(fields);
     run([&] { return prunefast_sum_records(&args, pointer<uint64_t>(sum_out), pointer<int32_t>(status)); });
   });
+  // `ahead`: announced first, within the same call; None: nothing is
   m.def("copy_records",
-        [](const py::tuple& fields, uintptr_t mapped, uintptr_t out, int64_t row_bytes, uintptr_t status) {
+        [](const py::tuple& fields, const py::object& ahead, uintptr_t mapped, uintptr_t out, int64_t row_bytes,
+           uintptr_t status) {
           const prunefast_records args = records(fields);
+          const prunefast_records next = ahead.is_none() ? prunefast_records{} : records(ahead.cast<py::tuple>());
           run([&] {
+            if (next.count) prunefast_announce(&next);
             return prunefast_copy_records(&args, pointer<const uint8_t*>(mapped), pointer<uint8_t>(out), row_bytes,
                                           pointer<int32_t>(status));
           });

@@ -151,7 +151,7 @@ int32_t prunefast_sum_records(const prunefast_records* records, uint64_t* sum_ou
 
 int32_t prunefast_copy_records(const prunefast_records* records, const uint8_t* const* mapped, uint8_t* out,
                                int64_t row_bytes, int32_t* status) {
-  return for_each_record(*records, status, [=](int64_t i, Worker& worker) -> int32_t {
+  const int32_t result = for_each_record(*records, status, [=](int64_t i, Worker& worker) -> int32_t {
     uint8_t* const row = out + i * row_bytes;
     if (mapped) {
       if (!copy_mapped(mapped[i], records->length[i], row)) return PRUNEFAST_RECORD_CHANGED;
@@ -163,6 +163,14 @@ int32_t prunefast_copy_records(const prunefast_records* records, const uint8_t* 
     if (result == PRUNEFAST_RECORD_READ) std::copy_n(worker.bytes.data(), records->length[i], row);
     return result;
   });
+  if (!mapped) return result;
+  int last = -1;
+  struct stat file = {};
+  for (int64_t i = 0; i < records->count; ++i) {  // what was cut off within a page was read as zeros
+    if (records->descriptor[i] != last && fstat(last = records->descriptor[i], &file)) file.st_size = 0;
+    if (records->offset[i] + records->length[i] > file.st_size) status[i] = PRUNEFAST_RECORD_CHANGED;
+  }
+  return result;
 }
 
 int32_t prunefast_decode_records(const prunefast_records* records, int32_t side, int32_t window, const int32_t* corner,

@@ -74,13 +74,16 @@ void test_mapped() {
   const int64_t length[] = {100, 100, 100, 100};
   const uint8_t* mapped[count];
   uint64_t sum[count];
+  int32_t descriptor[count];
+  int64_t offset[count];
   for (int64_t i = 0; i < count; ++i) {
-    mapped[i] = start + i * kPage + 7;
+    offset[i] = i * kPage + 7, descriptor[i] = file.descriptor();
+    mapped[i] = start + offset[i];
     sum[i] = prunefast_xxh3(bytes.data() + i * kPage + 7, 100);
   }
   sum[1] ^= 1;
   for (const int threads : {1, 3}) {
-    const prunefast_records records = {count, length, sum, nullptr, nullptr, -1, nullptr, nullptr, nullptr, threads};
+    const prunefast_records records = {count, length, sum, descriptor, offset, -1, nullptr, nullptr, nullptr, threads};
     int32_t status[count];
     Guarded<uint8_t> out(count * 100);
     CHECK(prunefast_copy_records(&records, mapped, out.data(), 100, status) == PRUNEFAST_OK);

@@ -6,13 +6,14 @@ of every image, and then read by offset like a tar.
 
 import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from prunefast.data.listing import Listing
-from prunefast.data.parquet import _EXTRA, _class_names, _image_column, _named
+from prunefast.data.parquet import _EXTRA, _class_names, _image_column, _named, readable
 from prunefast.errors import InputError
 
 STATE_FILE = "state.json"
@@ -45,10 +46,10 @@ def list_arrow(source: str, files: list[str]) -> Listing:
     captions: list[str | None] = []
     classes: list[str] = []
     for number, file in enumerate(files):
-        with _mapped(file) as mapped:
+        with readable(file, "Arrow"), pa.memory_map(file) as mapped:
             base = mapped.read_buffer().address if mapped.size() else 0  # of the whole file: nothing is copied
             mapped.seek(0)
-            for batch in _batches(file, mapped):
+            for batch in _batches(mapped):
                 if (batch.schema.metadata and b"huggingface" in batch.schema.metadata) or not classes:
                     classes = _class_names(batch.schema, _named(batch.schema, *_EXTRA[0]))
                 begin, size = _places(file, batch, base, mapped.size())
@@ -76,24 +77,17 @@ def list_arrow(source: str, files: list[str]) -> Listing:
     )
 
 
-def _mapped(file: str) -> pa.MemoryMappedFile:
+def _batches(mapped: Any) -> Iterator[pa.RecordBatch]:
+    """The file's batches, each checked whole: Arrow itself follows offsets that lead anywhere."""
     try:
-        return pa.memory_map(file)
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error})") from None
-
-
-def _batches(file: str, mapped: Any) -> Any:
-    try:
-        try:
-            yield from pa.ipc.open_stream(mapped)
-        except pa.ArrowInvalid:
-            mapped.seek(0)
-            reader = pa.ipc.open_file(mapped)
-            for number in range(reader.num_record_batches):
-                yield reader.get_batch(number)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file}: is not readable Arrow ({' '.join(str(error).split())[:120]})") from None
+        batches: Iterator[pa.RecordBatch] = iter(pa.ipc.open_stream(mapped))
+    except pa.ArrowInvalid:
+        mapped.seek(0)
+        reader = pa.ipc.open_file(mapped)
+        batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+    for batch in batches:
+        batch.validate(full=True)
+        yield batch
 
 
 def _places(file: str, batch: pa.RecordBatch, base: int, size: int) -> tuple[np.ndarray, np.ndarray]:

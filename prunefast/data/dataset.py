@@ -249,11 +249,12 @@ class ImageDataset:
         waiting: deque[np.ndarray] = deque()
         cold = True
 
-        def first() -> tuple[np.ndarray, np.ndarray]:
+        def first(ahead: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
             items = waiting.popleft()
             out = buffers.take((len(items), *self.row_shape), self.row_dtype)
+            count = min(threads, 1 + out.nbytes // _THREAD_BYTES)
             try:
-                self._read_rows(items, out.reshape(len(items), -1), min(threads, 1 + out.nbytes // _THREAD_BYTES))
+                self._read_rows(items, out.reshape(len(items), -1), count, ahead)
             except InputError:
                 if replace is None:
                     raise
@@ -263,9 +264,11 @@ class ImageDataset:
         for items in parts:
             waiting.append(self._checked(items))
             before = _blocks_read()
-            if cold:
+            done = None
+            if len(waiting) > _BATCHES_AHEAD:  # one native call: each is a wait beside a busy main thread
+                done = first(items if cold else None)
+            elif cold:
                 self._announce(items)
-            done = first() if len(waiting) > _BATCHES_AHEAD else None
             cold = before is None or _blocks_read() != before
             if done is not None:
                 yield done
@@ -386,10 +389,12 @@ class ImageDataset:
             return False
         return bool(self.widths[0] == side and self.heights[0] == side)
 
-    def _read_rows(self, items: np.ndarray, rows: np.ndarray, threads: int = 1) -> None:
+    def _read_rows(
+        self, items: np.ndarray, rows: np.ndarray, threads: int = 1, ahead: np.ndarray | None = None
+    ) -> None:
         left = list(range(len(items)))
         if native.available():
-            left = np.flatnonzero(self._records.copy(items, rows, threads) != READ).tolist()
+            left = np.flatnonzero(self._records.copy(items, rows, threads, ahead) != READ).tolist()
         for number in left:
             rows[number] = np.frombuffer(self._storage.read_raw(int(items[number])), dtype=np.uint8)
 

@@ -7,6 +7,7 @@ to 8; colour profiles are not.
 
 import contextlib
 import io
+import re
 import struct
 import warnings
 from dataclasses import dataclass
@@ -119,19 +120,31 @@ def _exif_orientation(tiff: bytes) -> int:
     return 1
 
 
+_PILLOW = r"PIL\."
+
+
+def _silence_pillow() -> None:
+    """Leave out its warnings, on odd EXIF and large images: what matters is raised.
+
+    For good, and not within `warnings.catch_warnings`, which in several threads at once swallows the warnings of others
+    and may leave all of them ignored.
+    """
+    if ("ignore", None, Warning, re.compile(_PILLOW), 0) not in warnings.filters:
+        warnings.filterwarnings("ignore", module=_PILLOW)
+
+
 def _open(data: bytes) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's on odd EXIF and large images; what matters is raised below
-        try:
-            return Image.open(io.BytesIO(data), formats=FORMATS)
-        except MemoryError:
-            raise
-        except Image.UnidentifiedImageError:
-            raise ValueError(
-                "is not an image of a format that is read here (JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, AVIF)"
-            ) from None
-        except Exception as error:  # parsers fail on hostile bytes in every way there is
-            raise ValueError(f"has a broken header ({_one_line(error)})") from None
+    _silence_pillow()
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except MemoryError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise ValueError(
+            "is not an image of a format that is read here (JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, AVIF)"
+        ) from None
+    except Exception as error:  # parsers fail on hostile bytes in every way there is
+        raise ValueError(f"has a broken header ({_one_line(error)})") from None
 
 
 def _probe_other(data: bytes) -> Header:
@@ -178,8 +191,7 @@ def to_grey(image: np.ndarray) -> np.ndarray:
 
 
 def _decode_pillow(data: bytes) -> np.ndarray:
-    with _open(data) as image, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _open(data) as image:
         if image.size[0] * image.size[1] > MAX_PIXELS:
             raise ValueError(f"says it is {image.size[0]} x {image.size[1]}: likely a decompression bomb")
         try:

@@ -27,7 +27,8 @@ class LatentScale:
     """A latent z of the autoencoder becomes (z - shift) * scale for the diffusion model.
 
     channels, side: of a latent. pixels: side of the images. vae: the autoencoder's folder. weights: a digest of its
-    weights.
+    weights. means, stds: a channel, of latents that were made elsewhere: taken off and divided by before, as they are
+    read (`prunefast.data.latent_files`).
     """
 
     channels: int
@@ -37,6 +38,8 @@ class LatentScale:
     shift: float
     vae: str
     weights: str
+    means: list[float] | None = None
+    stds: list[float] | None = None
 
 
 class LatentDataset(ImageDataset):

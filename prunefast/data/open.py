@@ -13,6 +13,7 @@ from prunefast.data import zip as zip_format
 from prunefast.data.cache import CacheEntry, digest, file_signature
 from prunefast.data.dataset import ImageDataset, check_image_size
 from prunefast.data.folder import list_folder
+from prunefast.data.latent_files import is_latent_file, open_latent_file
 from prunefast.data.latents import holds_latents, open_latents
 from prunefast.data.listing import Listing, choose_split
 from prunefast.data.parquet import open_parquet, parquet_files
@@ -94,6 +95,10 @@ def open_dataset(
             if split not in (None, latents.split):
                 raise InputError(f"split={split!r}: {place} holds latents of the split {latents.split!r}; leave it out")
             return latents
+        if is_latent_file(place):
+            if split not in (None, "all"):
+                raise InputError(f"split={split!r}: {place} has no splits; leave split out")
+            return open_latent_file(place, cache_dir).with_image_size(side)
         entry = CacheEntry(place, cache_dir)
         source = _recognise(place, split, entry, progress)
     signature = digest(source.signature, split or "", on_error)

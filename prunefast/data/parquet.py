@@ -5,12 +5,13 @@ by group, and the groups read last are kept. For a shuffled coreset of many grou
 pack (`placement`), which reads every group once.
 """
 
+import contextlib
 import json
 import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 
 from prunefast.data.cache import digest, file_signature
 from prunefast.data.listing import SPLIT_NAMES, choose_split
-from prunefast.errors import InputError
+from prunefast.errors import InputError, PrunefastError
 
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "content")
 _LABEL_NAMES = ("label", "labels", "class", "cls", "fine_label", "target")
@@ -41,17 +42,22 @@ class ParquetSource:
         rows: list[int] = []
         wanted: list[str | None] = []
         for number, file in enumerate(self.files):
-            opened = _open(file)
-            if schema is None:
-                schema = opened.schema_arrow
-                self._column, self._inner = _image_column(file, opened.schema_arrow)
-                wanted = [_named(opened.schema_arrow, names, kinds) for names, kinds in _EXTRA]
-            elif not schema.equals(opened.schema_arrow):
-                raise InputError(f"{file}: has other columns than {self.files[0]}; open one data set at a time")
-            tables.append(opened.read([column for column in wanted if column]))
-            for group in range(opened.num_row_groups):
-                groups.append((number, group))
-                rows.append(opened.metadata.row_group(group).num_rows)
+            with readable(file, "Parquet"):
+                opened = pq.ParquetFile(file, page_checksum_verification=True)
+                mine = opened.schema_arrow
+                if schema is None:
+                    schema = mine
+                    self._column, self._inner = _image_column(file, mine)
+                    wanted = [_named(mine, names, kinds) for names, kinds in _EXTRA]
+                elif not schema.equals(mine):
+                    raise InputError(f"{file}: has other columns than {self.files[0]}; open one data set at a time")
+                here = [opened.metadata.row_group(group).num_rows for group in range(opened.num_row_groups)]
+                if min(here, default=0) < 0 or sum(here) > os.path.getsize(file):
+                    raise InputError(f"{file}: says it has {sum(here):,} images, more than bytes; copy it again")
+                tables.append(opened.read([column for column in wanted if column]))
+                tables[-1].validate(full=True)
+            groups += [(number, group) for group in range(len(here))]
+            rows += here
         assert schema is not None
         self._groups = groups
         self._ends = np.cumsum(rows, dtype=np.int64)
@@ -59,11 +65,12 @@ class ParquetSource:
         if not count:
             raise InputError(f"{name}: has no rows")
         self.keys = [f"{row:0{len(str(count - 1))}}" for row in range(count)]
-        table = pa.concat_tables(tables) if any(wanted) else None
         label, caption = wanted
-        self.labels = None if label is None or table is None else table[label].fill_null(-1).to_numpy().astype(np.int64)
+        with readable(name, "Parquet"):
+            table = pa.concat_tables(tables) if any(wanted) else pa.table({})
+            self.labels = None if label is None else table[label].fill_null(-1).to_numpy().astype(np.int64)
+            self.captions = None if caption is None else table[caption].to_pylist()
         self.classes = _class_names(schema, label)
-        self.captions = None if caption is None or table is None else table[caption].to_pylist()
         self._kept: OrderedDict[int, Any] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -94,10 +101,12 @@ class ParquetSource:
                 self._kept.move_to_end(number)
                 return self._kept[number]
             file, group = self._groups[number]
-            table = _open(self.files[file]).read_row_group(group, columns=[self._column])
-            column = table[self._column].combine_chunks()
-            if self._inner:
-                column = column.field(self._inner)
+            with readable(self.files[file], "Parquet"):
+                opened = pq.ParquetFile(self.files[file], page_checksum_verification=True)
+                column = opened.read_row_group(group, columns=[self._column])[self._column].combine_chunks()
+                column.validate(full=True)
+                if self._inner:
+                    column = column.field(self._inner)
             self._kept[number] = column
             while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > _KEPT_BYTES:
                 self._kept.popitem(last=False)
@@ -129,13 +138,17 @@ def open_parquet(path: str, files: Sequence[str], split: str | None) -> tuple[Pa
     return ParquetSource(path, mine), chosen
 
 
-def _open(file: str) -> pq.ParquetFile:
+@contextlib.contextmanager
+def readable(file: str, what: str) -> Iterator[None]:
+    """InputError for whatever Arrow's readers fail with on hostile bytes, which is nearly anything."""
     try:
-        return pq.ParquetFile(file, page_checksum_verification=True)
-    except MemoryError:
+        yield
+    except PrunefastError:
         raise
-    except Exception as error:  # parquet readers fail on hostile bytes in many ways
-        raise InputError(f"{file}: is not readable Parquet ({' '.join(str(error).split())[:120]})") from None
+    except Exception as error:
+        if isinstance(error, MemoryError) and not isinstance(error, pa.ArrowException):
+            raise
+        raise InputError(f"{file}: is not readable {what} ({' '.join(str(error).split())[:120]})") from None
 
 
 def _image_column(file: str, schema: pa.Schema) -> tuple[str, str]:

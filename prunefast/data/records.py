@@ -53,39 +53,46 @@ class RecordReader:
         _module().sum_records(fields, sums.ctypes.data, status.ctypes.data)
         return sums, status
 
-    def copy(self, items: np.ndarray, out: np.ndarray, threads: int = 1) -> np.ndarray:
+    def copy(self, items: np.ndarray, out: np.ndarray, threads: int = 1, ahead: np.ndarray | None = None) -> np.ndarray:
         """The bytes of each record into the rows of `out` uint8 [n, at least the longest]; int32 [n] status.
 
         Out of maps of the files where they can be mapped: a system call a record costs more than its bytes (12 KB: 1.9
-        us against 0.35 us).
+        us against 0.35 us). ahead: items that are announced in the same call.
         """
         status = np.empty(len(items), dtype=np.int32)
         fields, _alive = self._fields(items, threads)
-        storage = self._storage
-        container = None if storage.container is None else storage.container[items]
-        mapped = None if container is None else self._mapped(items, container)
-        address = 0 if mapped is None else mapped.ctypes.data
-        _module().copy_records(fields, address, out.ctypes.data, out.strides[0], status.ctypes.data)
-        if mapped is not None:
-            assert container is not None
-            for number in np.unique(container).tolist():  # what was cut off within a page reads as zeros
-                if not storage.unchanged(number):
-                    status[container == number] = CHANGED
+        mapped = self._mapped(items)
+        announced = None if ahead is None or self._storage.container is None else self._fields(ahead, threads=1)
+        _module().copy_records(
+            fields,
+            None if announced is None else announced[0],
+            0 if mapped is None else mapped.ctypes.data,
+            out.ctypes.data,
+            out.strides[0],
+            status.ctypes.data,
+        )
         return status
 
-    def _mapped(self, items: np.ndarray, container: np.ndarray) -> np.ndarray | None:
+    def _mapped(self, items: np.ndarray) -> np.ndarray | None:
         """Where in memory each record begins, int64 [n]; None where a file cannot be mapped or a record leaves it."""
         storage = self._storage
+        if storage.container is None:
+            return None
         assert storage.offset is not None
-        offset = storage.offset[items]
-        address = np.empty(len(items), dtype=np.int64)
-        for number in np.unique(container).tolist():
+        container = storage.container[items]
+        begin, end = storage.offset[items], storage.offset[items] + storage.length[items]
+        for number, mine in self._by_file(container):
             file = storage.mapped(number)
-            mine = container == number
-            if file is None or offset[mine].min() < 0 or (offset + storage.length[items])[mine].max() > len(file):
+            if file is None or begin[mine].min(initial=0) < 0 or end[mine].max(initial=0) > len(file):
                 return None
-            address[mine] = file.ctypes.data + offset[mine]
-        return address
+            begin[mine] += file.ctypes.data
+        return begin
+
+    def _by_file(self, container: np.ndarray) -> list[tuple[int, Any]]:
+        """(number of a file, which of the items lie in it)."""
+        if len(self._storage.containers) == 1:
+            return [(0, slice(None))]
+        return [(number, container == number) for number in np.unique(container).tolist()]
 
     def decode(
         self, items: np.ndarray, side: int, out: np.ndarray, corners: np.ndarray | None = None, threads: int = 1
@@ -110,10 +117,9 @@ class RecordReader:
         if storage.container is not None:
             assert storage.offset is not None
             container = storage.container[items]
-            opened = np.zeros(len(storage.containers), dtype=np.int32)
-            for number in np.unique(container).tolist():
-                opened[number] = storage.descriptor(number)
-            descriptor, offset = opened[container], storage.offset[items]
+            descriptor, offset = np.empty(len(items), dtype=np.int32), storage.offset[items]
+            for number, mine in self._by_file(container):
+                descriptor[mine] = storage.descriptor(number)
             alive += [descriptor, offset]
             return (*first, descriptor.ctypes.data, offset.ctypes.data, -1, 0, 0, 0, threads), alive
         if self._names is None:

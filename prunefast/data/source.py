@@ -98,7 +98,8 @@ class SourceStorage(Storage):
             raise
         except Exception as error:  # whatever a user's reader fails with belongs to what was read
             text = " ".join(str(error).split())[:200] or "no text"
-            raise InputError(f"{what}: cannot be read ({type(error).__name__}: {text})") from error
+            name = getattr(read, "__qualname__", "read")
+            raise InputError(f"{what}: cannot be read ({name}: {type(error).__name__}: {text})") from error
 
     def _checked_bytes(self, item: int, data: Any) -> bytes:
         if not isinstance(data, bytes | bytearray | memoryview):

@@ -173,11 +173,6 @@ class Storage:
             self._maps.setdefault(container, None)
         return self._maps[container]
 
-    def unchanged(self, container: int) -> bool:
-        """Whether that file has the size and time it had when it was opened."""
-        status = os.fstat(self.descriptor(container))
-        return (status.st_size, status.st_mtime_ns) == tuple(self.containers[container][1:])
-
     def _read_file(self, item: int, limit: int | None = None) -> bytes:
         path = os.path.join(self.root, self.names[item])
         length = int(self.length[item])

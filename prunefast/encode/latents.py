@@ -36,6 +36,8 @@ class Autoencoder(nn.Module):
         self.shift = float(getattr(settings, "shift_factor", None) or 0.0)
         if settings.in_channels != 3 or settings.out_channels != 3:
             raise InputError(f"{self.folder}: takes {settings.in_channels} channels; images have 3")
+        self._means: Tensor | None = None
+        self._stds: Tensor | None = None
         self.reduction = 2 ** (len(settings.block_out_channels) - 1)  # pixels of a side in one of the latent's
 
     def forward(self, images: Tensor) -> Tensor:
@@ -46,8 +48,17 @@ class Autoencoder(nn.Module):
             mean, std = encoded.latents, torch.zeros_like(encoded.latents)
         return torch.cat((mean, std), dim=1).permute(0, 2, 3, 1).flatten(1).float()
 
+    def unscale(self, latents: LatentScale) -> None:
+        """Decode latents that were brought to unit variance otherwise than this autoencoder's configuration says."""
+        if latents.means is None or latents.stds is None or len(latents.means) != self.channels:
+            raise InputError(f"{self.folder}: has {self.channels} channels, the latents have {latents.channels}")
+        self._means = torch.tensor(latents.means)[:, None, None]
+        self._stds = torch.tensor(latents.stds)[:, None, None]
+
     def decode(self, latents: Tensor) -> Tensor:
         """Images of scaled latents [B, channels, side, side], not clipped."""
+        if self._stds is not None and self._means is not None:
+            return self.vae.decode(latents * self._stds.to(latents) + self._means.to(latents)).sample
         return self.vae.decode(latents / self.scale + self.shift).sample
 
 

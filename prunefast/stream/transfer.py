@@ -1,8 +1,8 @@
 """Batches from main memory to a GPU, beside training: pinned buffers, copies on a stream of their own.
 
-A copy from pageable memory waits for all work before it, and pinning a batch copies it once more; so batches are decoded
-into pinned memory, and each is sent while the one before it is trained on. The host waits for nothing: a buffer is used
-again once the event behind its copy has passed.
+A copy from pageable memory waits for all work before it, and pinning a batch copies it once more; so batches are
+decoded into pinned memory, and each is sent while the one before it is trained on. The host waits for nothing: a buffer
+is used again once the event behind its copy has passed.
 """
 
 from collections import deque

@@ -127,8 +127,14 @@ def sample(
         protocol["variance"] = "learned"
     decoder = None
     if latents is not None:
+        if not latents.vae and vae is None:
+            raise InputError(
+                "vae: the latents were made elsewhere; give the folder of the autoencoder that decodes them"
+            )
         decoder = Autoencoder(latents.vae if vae is None else vae)
-        if weights_digest(decoder.state_dict()) != latents.weights:
+        if latents.means is not None:
+            decoder.unscale(latents)
+        elif weights_digest(decoder.state_dict()) != latents.weights:
             raise InputError(f"vae: {decoder.folder} has other weights than those that encoded the data")
         protocol["vae"] = latents.weights
     target = pick_device(device)

@@ -2,6 +2,9 @@
 
 import io
 import struct
+import threading
+import time
+import warnings
 
 import numpy as np
 import pytest
@@ -177,3 +180,29 @@ def test_different_sizes_need_an_image_size(write_folder, make_picture):
     expected = Image.fromarray(make_picture(2, 12, 12)).resize((16, 16), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(open_dataset(root, image_size=16).images([1])[0], np.asarray(expected))
     assert data.image(0).shape == (20, 30, 3)
+
+
+def test_decoding_in_threads_leaves_warnings_alone(tmp_path):
+    """`warnings.catch_warnings` in several threads loses other people's, and may leave every warning ignored."""
+    exif = b"Exif\0\0II*\0\x08\0\0\0\xff\0\x12\x01"  # Pillow warns of it
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "WEBP", exif=exif)
+    stop = threading.Event()
+
+    def decode_on():
+        while not stop.is_set():
+            decode.decode(file.getvalue())
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        threads = [threading.Thread(target=decode_on) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for k in range(200):
+            warnings.warn(f"mine {k}", stacklevel=1)
+            time.sleep(0.001)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        warnings.warn("after", stacklevel=1)
+    assert [str(one.message) for one in caught] == [*(f"mine {k}" for k in range(200)), "after"]

@@ -132,7 +132,7 @@ def test_what_a_reader_does_wrong_is_its_own(jsonl):
         raise KeyError("no such thing")
 
     jsonl.read = fail
-    with pytest.raises(InputError, match=r"Jsonl: s002: cannot be read \(KeyError: 'no such thing'\)"):
+    with pytest.raises(InputError, match=r"Jsonl: s002: cannot be read \(.*fail: KeyError: 'no such thing'\)"):
         data.images([2])
     with pytest.raises(InputError, match="KeyError"):
         open_dataset(jsonl)
@@ -156,7 +156,7 @@ def test_reading_many_at_once_may_fail_too(jsonl, truth):
         raise OSError("disk gone")
 
     jsonl.read_many = fail
-    with pytest.raises(InputError, match=r"s005 and 1 more: cannot be read \(OSError: disk gone\)"):
+    with pytest.raises(InputError, match=r"s005 and 1 more: cannot be read \(.*fail: OSError: disk gone\)"):
         data.images([5, 1])
 
 

@@ -206,3 +206,22 @@ def test_what_latents_cannot_do(vaes, photos, tmp_path):
         open_dataset(tmp_path / "latents")
     loader_of_images = CoresetLoader(photos, Coreset.full(photos), batch_size=2)
     assert next(iter(loader_of_images)).images.dtype == torch.uint8
+
+
+def test_latents_made_elsewhere_are_decoded_as_they_were_normalised(vaes, tmp_path, config):
+    """By numbers a channel, which the autoencoder's own configuration does not know."""
+    latents = np.random.default_rng(0).normal(size=(12, 2, 4, 4)).astype(np.float32)
+    np.save(tmp_path / "x.npy", latents)
+    record = {"latents_mean": [0.5, -1.0], "latents_std": [2.0, 3.0], "pixels": 8}
+    (tmp_path / "x.json").write_text(json.dumps(record))
+    trained = train(config(data=str(tmp_path / "x.npy"), images=16))
+    with pytest.raises(InputError, match="made elsewhere; give the folder"):
+        sample(trained.checkpoint, 2, steps=2)
+    made = sample(trained.checkpoint, 2, steps=2, vae=str(vaes / "pipeline"))
+    assert made.shape == (2, 8, 8, 3)
+    decoder = Autoencoder(vaes / "pipeline")
+    decoder.unscale(open_dataset(tmp_path / "x.npy").latents)
+    z = torch.from_numpy(latents[:2])
+    scaled = (z - torch.tensor([0.5, -1.0])[:, None, None]) / torch.tensor([2.0, 3.0])[:, None, None]
+    with torch.no_grad():
+        torch.testing.assert_close(decoder.decode(scaled), decoder.vae.decode(z).sample, rtol=1e-4, atol=1e-5)

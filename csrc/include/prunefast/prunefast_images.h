@@ -50,7 +50,7 @@ PRUNEFAST_API void prunefast_announce(const prunefast_records* records);
 PRUNEFAST_API int32_t prunefast_sum_records(const prunefast_records* records, uint64_t* sum_out, int32_t* status);
 
 /* Record i to out + i * row_bytes; row_bytes is at least every length.
- * mapped: [count] where each record lies in memory, in a map of its file; then no system call is made a record, and a
+ * mapped: [count] where each record lies in memory, in a map of its file (`descriptor`); then no system call is made a record, and a
  * handler of SIGBUS is installed that turns what a map does where the file has ended into a status. Null: it is read. */
 PRUNEFAST_API int32_t prunefast_copy_records(const prunefast_records* records, const uint8_t* const* mapped,
                                              uint8_t* out, int64_t row_bytes, int32_t* status);
