@@ -251,10 +251,8 @@ class DaliDecoder:
 
     def _failed(self, error: Exception) -> None:
         """DALI cannot leave one image out: the pipeline is done for, with all that it was given."""
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = next(
-            (line for line in lines if "decode" in line and "operator" not in line), lines[0] if lines else ""
-        )
+        # DALI's begins with the traceback of the pipeline's definition
+        reason = next(iter(str(error).split("encountered:")[-1].strip().splitlines()), type(error).__name__)
         self._pipeline = None
         self._failures += 1
         if self._failures >= _FAILURES and not self.counts["dali"]:
@@ -262,7 +260,7 @@ class DaliDecoder:
                 f"loader: DALI decoded none of its first {_FAILURES} batches ({reason[:200]}); check that it fits the "
                 "driver's CUDA, or use loader='native'"
             ) from error
-        warnings.warn(f"DALI failed on a batch, which is decoded natively: {reason[:200]}", stacklevel=2)
+        warnings.warn(f"DALI failed on a batch, which is decoded natively ({reason[:200]})", stacklevel=2)
 
     def _tell_when_native(self) -> None:
         dali, others = self.counts["dali"], self.counts["native"]
