@@ -33,6 +33,8 @@ from prunefast.stream.transfer import CudaCopies, moved, pinned, sent_ahead
 LOADERS = ("native", "dali")
 _LOAD_BATCH = 256  # images decoded at a time into the resident tensor
 
+_Asked = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # positions, places, factors of a batch
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -255,7 +257,7 @@ class CoresetLoader:
         def items_at(places: np.ndarray) -> np.ndarray:
             return places if self._packed else self._indices[places]
 
-        waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]] = []  # of what is being decoded
+        waiting: list[_Asked] = []  # of what is being decoded
         steps = self._steps(end)
         upcoming = next(steps, None)
 
@@ -269,10 +271,11 @@ class CoresetLoader:
                 waiting.append((positions, places, factors))
                 yield items_at(places)
 
-        def decoded() -> Iterator[tuple[tuple[np.ndarray, np.ndarray, np.ndarray | None], np.ndarray]]:
+        def decoded() -> Iterator[tuple[_Asked, np.ndarray]]:
             for _, images in data.decode_ahead(parts(), self.threads, self._buffers, replace):
                 yield waiting.pop(0), images
 
+        batches: Iterator[tuple[_Asked, torch.Tensor]]
         while upcoming is not None:
             if self._dali is not None:
                 batches = ((waiting.pop(0), images) for _, images in self._dali.decode_ahead(parts(), replace))
