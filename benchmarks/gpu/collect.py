@@ -176,11 +176,26 @@ def quality(rows: Rows) -> str:
     return markdown(["arm", "images trained", "s", "samples", *names], lines) if lines else ""
 
 
+def decode(rows: Rows) -> str:
+    lines = [
+        [
+            row.get("images", ""),
+            row.get("who", row["unit"]),
+            figure(row.get("images_per_second"), ",.0f"),
+            f"{row['mean']:.3f}, {row['max']}" if "mean" in row else "",
+            "" if row["status"] == "ok" else problem(row),
+        ]
+        for row in rows
+    ]
+    return markdown(["images", "who", "img/s", "grey levels from native: mean, most", "status"], lines) if lines else ""
+
+
 TABLES = {
     "ceilings": (ceilings, ("what", "mb", "side")),
     "check": (check, ("check", "backend")),
     "micro": (micro, ("case", "who", "prediction")),
     "throughput": (throughput, ("network", "batch", "loop")),
+    "decode": (decode, ("images", "who", "what")),
     "quality": (quality, ("arm", "what")),
 }
 

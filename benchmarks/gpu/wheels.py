@@ -2,6 +2,7 @@
 
     python benchmarks/gpu/wheels.py --out gpu-data/wheels                    # what prunefast needs
     python benchmarks/gpu/wheels.py --out gpu-data/wheels --peers            # and diffusers, to be measured beside
+    python benchmarks/gpu/wheels.py --out gpu-data/dali --dali               # what the stage `decode` needs: 270 MB
 
 docs/gpu.md lists what the machine has. Nothing is resolved: each wheel is named here.
 """
@@ -21,6 +22,9 @@ PYTHON = "3.12"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "any")
 # prunefast imports tomli_w and tqdm everywhere and jinja2 in reports; without simplejpeg Pillow decodes, slower
 NEEDED = ("tomli-w>=1.1", "jinja2>=3.1", "markupsafe", "tqdm>=4.66", "simplejpeg>=1.8")
+# what `import nvidia.dali` and decoding JPEG take; its other dependencies are for other formats and for development
+DALI = ("nvidia-dali-cuda130>=2.4", "nvidia-nvimgcodec-cu13>=0.9,<0.10", "nvidia-libnvcomp-cu13", "nvidia-nvjpeg")
+DALI += ("astunparse", "gast", "six", "optree", "packaging")
 PEERS = ("diffusers>=0.35", "importlib-metadata", "zipp")
 
 
@@ -39,10 +43,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="gpu-data/wheels", type=Path)
     parser.add_argument("--peers", action="store_true", help="also diffusers")
+    parser.add_argument("--dali", action="store_true", help="DALI instead, for the stage decode")
     parser.add_argument("more", nargs="*", metavar="PACKAGE==VERSION", help="further wheels")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    for requirement in (*NEEDED, *(PEERS if given.peers else ()), *given.more):
+    for requirement in (*(DALI if given.dali else NEEDED), *(PEERS if given.peers else ()), *given.more):
         download(requirement, given.out)
     total = 0
     for wheel in sorted(given.out.glob("*.whl")):

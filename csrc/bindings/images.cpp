@@ -61,4 +61,16 @@ PYBIND11_MODULE(_images, m) {
                                       pointer<int32_t>(status));
     });
   });
+  m.def("is_baseline_jpeg", [](const py::buffer& data, int32_t width, int32_t height) {
+    const py::buffer_info info = data.request();
+    return prunefast_is_baseline_jpeg(static_cast<const uint8_t*>(info.ptr), info.size * info.itemsize, width, height) != 0;
+  });
+  m.def("read_jpegs", [](const py::tuple& fields, uintptr_t width, uintptr_t height, uintptr_t place, uintptr_t out,
+                         uintptr_t status) {
+    const prunefast_records args = records(fields);
+    run([&] {
+      return prunefast_read_jpegs(&args, pointer<int32_t>(width), pointer<int32_t>(height), pointer<int64_t>(place),
+                                  pointer<uint8_t>(out), pointer<int32_t>(status));
+    });
+  });
 }

@@ -4,7 +4,7 @@ set(PRUNEFAST_JPEG "AUTO" CACHE STRING "JPEG by libjpeg-turbo: AUTO (where its h
 set_property(CACHE PRUNEFAST_JPEG PROPERTY STRINGS AUTO ON OFF)
 
 find_package(Threads REQUIRED)
-add_library(prunefast_images STATIC csrc/images/mapped.cpp csrc/images/records.cpp
+add_library(prunefast_images STATIC csrc/images/baseline.cpp csrc/images/mapped.cpp csrc/images/records.cpp
                                      csrc/images/resample.cpp csrc/images/xxh3.cpp)
 target_include_directories(prunefast_images PUBLIC csrc/include PRIVATE csrc/images)
 target_compile_options(prunefast_images PRIVATE -O3 -Wall -Wextra)

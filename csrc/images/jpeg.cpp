@@ -8,6 +8,7 @@
 
 #include <jpeglib.h>
 
+#include "exif.h"
 #include "resample.h"
 
 namespace prunefast {
@@ -28,30 +29,11 @@ void count_scans(j_common_ptr info) {
   if (info->is_decompressor && reinterpret_cast<j_decompress_ptr>(info)->input_scan_number > kMaxScans) leave(info);
 }
 
-uint32_t number(const uint8_t* p, int bytes, bool little) {
-  uint32_t value = 0;
-  for (int i = 0; i < bytes; ++i) value |= static_cast<uint32_t>(p[i]) << 8 * (little ? i : bytes - 1 - i);
-  return value;
-}
-
-// Tag 0x0112 of the first directory of the EXIF block; 1 (upright) where there is none or it is broken.
+// Of the first EXIF block; 1 (upright) where there is none.
 int orientation(const jpeg_decompress_struct& info) {
   for (auto* marker = info.marker_list; marker; marker = marker->next) {
     if (marker->marker != JPEG_APP0 + 1 || marker->data_length < 14 || std::memcmp(marker->data, "Exif\0\0", 6)) continue;
-    const uint8_t* tiff = marker->data + 6;
-    const uint32_t size = marker->data_length - 6;
-    const bool little = tiff[0] == 'I' && tiff[1] == 'I';
-    if (!little && !(tiff[0] == 'M' && tiff[1] == 'M')) return 1;
-    const uint32_t start = number(tiff + 4, 4, little);
-    if (start > size - 2) return 1;
-    const uint32_t count = number(tiff + start, 2, little);
-    for (uint32_t i = 0; i < count && start + 2 + 12 * (i + 1) <= size; ++i) {
-      const uint8_t* entry = tiff + start + 2 + 12 * i;
-      if (number(entry, 2, little) != 0x0112) continue;
-      const uint32_t value = number(entry + 8, 2, little);
-      return number(entry + 2, 2, little) == 3 && value >= 1 && value <= 8 ? static_cast<int>(value) : 1;
-    }
-    return 1;
+    return exif_orientation(marker->data + 6, marker->data_length - 6);
   }
   return 1;
 }

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "baseline.h"
 #include "mapped.h"
 #include "prunefast/prunefast_images.h"
 #include "threads.h"
@@ -191,4 +192,18 @@ int32_t prunefast_decode_records(const prunefast_records* records, int32_t side,
   std::fill_n(status, records->count, static_cast<int32_t>(PRUNEFAST_RECORD_OTHER));
   return PRUNEFAST_OK;
 #endif
+}
+
+int32_t prunefast_is_baseline_jpeg(const uint8_t* data, int64_t length, int32_t width, int32_t height) {
+  return baseline_jpeg(data, length, width, height) ? 1 : 0;
+}
+
+int32_t prunefast_read_jpegs(const prunefast_records* records, const int32_t* width, const int32_t* height,
+                             const int64_t* place, uint8_t* out, int32_t* status) {
+  return for_each_record(*records, status, [=](int64_t i, Worker& worker) -> int32_t {
+    const int32_t result = read_record(*records, i, worker.name, out + place[i]);
+    if (result != PRUNEFAST_RECORD_READ) return result;
+    const bool plain = baseline_jpeg(out + place[i], records->length[i], width[i], height[i]);
+    return plain ? PRUNEFAST_RECORD_READ : PRUNEFAST_RECORD_OTHER;
+  });
 }

@@ -171,6 +171,37 @@ void test_damaged_jpegs() {
     }
   }
 }
+
+// What a foreign decoder is given: the bytes as they lie, and a status that says whether they are for it.
+void test_jpegs_for_others() {
+  Numbers numbers(2);
+  const auto baseline = jpeg(53, 41, false), progressive = jpeg(53, 41, true);
+  std::vector<uint8_t> all(baseline);
+  all.insert(all.end(), progressive.begin(), progressive.end());
+  const File file(all);
+  const int64_t first = static_cast<int64_t>(baseline.size()), second = static_cast<int64_t>(progressive.size());
+  const int64_t length[] = {first, second, first, first - 1}, offset[] = {0, first, 0, 0};
+  const int32_t descriptor[] = {file.descriptor(), file.descriptor(), file.descriptor(), file.descriptor()};
+  const int32_t width[] = {53, 53, 41, 53}, height[] = {41, 41, 53, 41};
+  const int64_t place[] = {0, first + 1, first + second + 2, 2 * first + second + 3};
+  const prunefast_records records = {4, length, nullptr, descriptor, offset, -1, nullptr, nullptr, nullptr, 2};
+  Guarded<uint8_t> out(3 * first + second + 4);
+  int32_t status[4];
+  CHECK(prunefast_read_jpegs(&records, width, height, place, out.data(), status) == PRUNEFAST_OK);
+  CHECK(out.intact());
+  CHECK(status[0] == PRUNEFAST_RECORD_READ && !std::memcmp(out.data(), baseline.data(), baseline.size()));
+  for (int i = 1; i < 4; ++i) CHECK(status[i] == PRUNEFAST_RECORD_OTHER);  // progressive; another size; cut off
+  CHECK(!std::memcmp(out.data() + place[1], progressive.data(), progressive.size()));
+  for (int round = 0; round < 20000; ++round) {
+    auto bytes = baseline;
+    for (int64_t flips = 1 + numbers.integer(4); flips > 0; --flips)
+      bytes[numbers.integer(round % 2 ? first : 700)] = static_cast<uint8_t>(numbers.integer(256));
+    if (round % 5 == 0) bytes.resize(numbers.integer(first));
+    bytes.shrink_to_fit();  // so that the sanitizer sees a byte read behind them
+    const int32_t sound = prunefast_is_baseline_jpeg(bytes.data(), static_cast<int64_t>(bytes.size()), 53, 41);
+    CHECK(round % 5 ? sound == 0 || sound == 1 : sound == 0);
+  }
+}
 #endif
 
 }  // namespace
@@ -182,6 +213,7 @@ int main() {
 #ifdef PRUNEFAST_JPEG
   CHECK(prunefast_images_has_jpeg() == 1);
   test_damaged_jpegs();
+  test_jpegs_for_others();
 #endif
   return summary("records");
 }

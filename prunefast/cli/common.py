@@ -226,6 +226,9 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--no-flip", dest="flip", action="store_false", default=None, help="no mirrored images")
     group.add_argument("--compile", action="store_true", default=None, help="torch.compile the network")
+    group.add_argument(
+        "--loader", choices=("native", "dali"), help="who decodes images: NVIDIA's DALI needs prunefast[dali]"
+    )
     group.add_argument("--seed", type=int, help="of order, noise and initial weights (default: 0)")
     add_device(parser)
     group.add_argument(
@@ -240,7 +243,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
 # arguments that are keys of TrainConfig by the same name
 TRAINING_FLAGS = ["model", "images", "batch_size", "lr", "process", "prediction", "weighting", "precision", "flip"]
 TRAINING_FLAGS += ["compile", "seed", "image_size", "device", "patch_p", "class_weights", "class_weights_in"]
-TRAINING_FLAGS += ["batch_device", "parallel"]
+TRAINING_FLAGS += ["batch_device", "parallel", "loader"]
 
 
 def training_values(options: argparse.Namespace) -> dict[str, Any]:

@@ -17,6 +17,7 @@ OPTIONAL = {
     "diffusers": ("models of diffusers, autoencoders", "diffusers"),
     "torch_pruning": ("prunes for timestep groups", "tdc"),
     "optuna": ("proposes the widths of timestep groups", "tdc"),
+    "nvidia.dali": ("decodes JPEG on the GPU", "dali"),
     "lmdb": ("LMDB data sets", "lmdb"),
     "torch_fidelity": ("evaluate --metric inception", "fid"),
 }
@@ -55,7 +56,7 @@ def _state(name: str) -> dict[str, Any]:
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name == name:
+        if name.startswith(error.name or "?"):  # of "nvidia.dali" also "nvidia"
             return {"live": False, "detail": "not installed"}
         return {"live": False, "detail": f"does not load: {error}"}
     except Exception as error:  # a package that is built for another torch raises anything

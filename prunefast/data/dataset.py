@@ -20,7 +20,7 @@ from prunefast.data.records import READ, RecordReader
 from prunefast.data.source import Source
 from prunefast.data.storage import Storage
 from prunefast.data.table import FIX, SCHEMA, Keys, TableInfo, save_table, storage_of_table, worker_count
-from prunefast.errors import InputError, InputTypeError
+from prunefast.errors import InputError, InputTypeError, PrunefastError
 
 _MIN_TASK = 32  # images a decoding task has at least: below, handing it over costs as much as the work
 _MIN_TASK_BYTES = 1 << 20  # of pixels, enough as well: 5 images of 256 x 256, a millisecond of decoding
@@ -137,6 +137,29 @@ class ImageDataset:
         if self._pixels is not None:
             return [self._pixels[item].tobytes() for item in items]
         return self._storage.read_many(items)
+
+    def jpegs(self, indices: Any, threads: int = 1) -> list[np.ndarray | None]:
+        """For a decoder that is not prunefast's: the bytes of each item, uint8 [length], sum checked, where they are a
+        whole upright baseline JPEG of the size in the table; else None, also for what cannot be read (`images` tells
+        why).
+
+        Only where the native module loads, and for `encoded` data.
+        """
+        items = self._checked(as_indices(indices))
+        widths, heights = self.widths[items], self.heights[items]
+        if self._records.handles(items):
+            data, place, status = self._records.jpegs(items, widths, heights, threads)
+            begins = place.tolist()
+            return [data[begins[k] : begins[k + 1] - 1] if status[k] == READ else None for k in range(len(items))]
+        blobs: list[np.ndarray | None] = []
+        for item, width, height in zip(items.tolist(), widths.tolist(), heights.tolist(), strict=True):
+            try:
+                blob = self._storage.read(item)
+            except PrunefastError:
+                blob = b""
+            plain = native.is_baseline_jpeg(blob, width, height)
+            blobs.append(np.frombuffer(blob, dtype=np.uint8) if plain else None)
+        return blobs
 
     @property
     def encoded(self) -> bool:

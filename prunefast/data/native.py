@@ -25,3 +25,9 @@ def xxh3(data: bytes) -> int:
     """XXH3 (64 bits, seed 0) of the bytes. Only where `available`."""
     assert images is not None
     return images.xxh3(data)
+
+
+def is_baseline_jpeg(data: bytes, width: int, height: int) -> bool:
+    """Whether the bytes are one whole baseline JPEG of that size (csrc/images/baseline.h). Only where `available`."""
+    assert images is not None
+    return images.is_baseline_jpeg(data, width, height)

@@ -106,6 +106,23 @@ class RecordReader:
         _module().decode_records(fields, side, out.shape[1], corner, False, out.ctypes.data, status.ctypes.data)
         return status
 
+    def jpegs(
+        self, items: np.ndarray, width: np.ndarray, height: np.ndarray, threads: int = 1
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(bytes of all records uint8, int64 [n + 1] where each begins, int32 [n] status).
+
+        READ: a whole baseline JPEG of width[i] x height[i] pixels (csrc/images/baseline.h). Records are a byte apart.
+        """
+        status = np.empty(len(items), dtype=np.int32)
+        place = np.zeros(len(items) + 1, dtype=np.int64)
+        np.cumsum(self._storage.length[items] + 1, out=place[1:])
+        out = np.empty(int(place[-1]), dtype=np.uint8)
+        width, height = np.ascontiguousarray(width, np.int32), np.ascontiguousarray(height, np.int32)
+        fields, _alive = self._fields(items, threads)
+        given = (width.ctypes.data, height.ctypes.data, place.ctypes.data, out.ctypes.data, status.ctypes.data)
+        _module().read_jpegs(fields, *given)
+        return out, place, status
+
     def _fields(self, items: np.ndarray, threads: int, check: bool = True) -> tuple[tuple[int, ...], list[Any]]:
         """The arguments of the native module, and what must live as long as they are used."""
         storage = self._storage

@@ -356,6 +356,7 @@ class _ReweightRun(_Run):
             threads=config.threads,
             device=device,
             placement=config.placement,  # type: ignore[arg-type]
+            loader=config.loader,  # type: ignore[arg-type]
             on_error=config.on_unreadable,  # type: ignore[arg-type]
             class_weights=uniform if options.draw == "uniform" else None,
             class_weights_in="sampler",

@@ -12,6 +12,7 @@ from prunefast.data.buffers import Buffers
 from prunefast.data.dataset import ImageDataset
 from prunefast.data.table import worker_count
 from prunefast.errors import InputError
+from prunefast.stream.dali import DaliDecoder, DaliOptions
 from prunefast.stream.draw import PLACES, Place, WeightedOrder, draw_fingerprint, make_draw
 from prunefast.stream.dynamic import DynamicPruning
 from prunefast.stream.order import (
@@ -27,9 +28,12 @@ from prunefast.stream.order import (
 from prunefast.stream.pack import pack
 from prunefast.stream.placement import Placement, choose_placement
 from prunefast.stream.replacement import Replaced, Replacements
-from prunefast.stream.transfer import CudaCopies, pinned, sent_ahead
+from prunefast.stream.transfer import CudaCopies, moved, pinned, sent_ahead
 
+LOADERS = ("native", "dali")
 _LOAD_BATCH = 256  # images decoded at a time into the resident tensor
+
+_Asked = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # positions, places, factors of a batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,10 @@ class CoresetLoader:
     rank, world_size   the global batch has batch_size * world_size positions; rank r takes every world_size-th from the
                        r-th on
     threads      that decode; default one a processor
+    loader       "native": prunefast's decoders. "dali": NVIDIA's decodes the baseline JPEGs, on the GPU where the
+                 batches go there (extra prunefast[dali]). The same order, labels and state, and the same pixels but
+                 for how a GPU rounds (docs/streaming.md)
+    dali         with loader="dali": how (`DaliOptions`)
     device       of the batches; default the CPU
     placement    "device" or "memory": the coreset is decoded once, at the first iteration, into one uint8 tensor there.
                  "disk": each batch is read and decoded when its turn comes, ahead of the training loop.
@@ -108,6 +116,8 @@ class CoresetLoader:
         rank: int = 0,
         world_size: int = 1,
         threads: int | None = None,
+        loader: Literal["native", "dali"] = "native",
+        dali: DaliOptions | None = None,
         device: torch.device | str | None = None,
         placement: Placement = "auto",
         on_error: Literal["raise", "replace"] = "raise",
@@ -167,6 +177,21 @@ class CoresetLoader:
         if on_error not in ("raise", "replace"):
             raise InputError(f"on_error={on_error!r}: choose 'raise' or 'replace'")
         self._replacements = Replacements(data, self._indices) if on_error == "replace" else None
+        if loader not in LOADERS:
+            raise InputError(f"loader={loader!r}: choose one of {', '.join(LOADERS)}")
+        if dali is not None and loader != "dali":
+            raise InputError("dali: goes with loader='dali' only")
+        if loader == "dali" and placement == "pack":
+            raise InputError("placement='pack': is read as it lies, DALI has nothing to decode; use loader='native'")
+        self._dali = None
+        if loader == "dali":
+            self._dali = DaliDecoder(
+                data,
+                device=self.device,
+                threads=self.threads,
+                batch_size=self.batch_size,
+                options=dali or DaliOptions(),
+            )
 
     def __iter__(self) -> Iterator[Batch]:
         position = self._position
@@ -202,7 +227,7 @@ class CoresetLoader:
         shape = self._data.row_shape
         for positions in self._steps(end):
             chosen, factors = self._at(positions)
-            places = _moved(torch.from_numpy(chosen), pixels.device)
+            places = moved(torch.from_numpy(chosen), pixels.device)
             rows = pixels.index_select(0, places).view(len(places), *shape)
             yield self._batch(rows, places, positions, factors)
 
@@ -232,7 +257,7 @@ class CoresetLoader:
         def items_at(places: np.ndarray) -> np.ndarray:
             return places if self._packed else self._indices[places]
 
-        waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]] = []  # of what is being decoded
+        waiting: list[_Asked] = []  # of what is being decoded
         steps = self._steps(end)
         upcoming = next(steps, None)
 
@@ -246,12 +271,15 @@ class CoresetLoader:
                 waiting.append((positions, places, factors))
                 yield items_at(places)
 
-        def decoded() -> Iterator[tuple[tuple[np.ndarray, np.ndarray, np.ndarray | None], np.ndarray]]:
+        def decoded() -> Iterator[tuple[_Asked, np.ndarray]]:
             for _, images in data.decode_ahead(parts(), self.threads, self._buffers, replace):
                 yield waiting.pop(0), images
 
+        batches: Iterator[tuple[_Asked, torch.Tensor]]
         while upcoming is not None:
-            if self.device.type == "cuda":
+            if self._dali is not None:
+                batches = ((waiting.pop(0), images) for _, images in self._dali.decode_ahead(parts(), replace))
+            elif self.device.type == "cuda":
                 batches = sent_ahead(decoded(), CudaCopies(self.device))
             else:
                 batches = ((asked, torch.from_numpy(images)) for asked, images in decoded())
@@ -262,15 +290,15 @@ class CoresetLoader:
         self, rows: torch.Tensor, places: torch.Tensor, positions: np.ndarray, factors: np.ndarray | None = None
     ) -> Batch:
         """rows: [B, R, R, 3], or what the data set has; the permuted view is [B, 3, R, R] in channels_last already."""
-        places = _moved(places, self.device)
+        places = moved(places, self.device)
         weight = self._weights[places]
         if factors is not None:
-            weight = weight * _moved(torch.from_numpy(factors), self.device)
+            weight = weight * moved(torch.from_numpy(factors), self.device)
         return Batch(
-            images=_moved(rows, self.device).permute(0, 3, 1, 2),
+            images=moved(rows, self.device).permute(0, 3, 1, 2),
             labels=self._labels[places],
             index=self._index[places],
-            position=_moved(torch.from_numpy(positions), self.device),
+            position=moved(torch.from_numpy(positions), self.device),
             weight=weight,
         )
 
@@ -282,8 +310,13 @@ class CoresetLoader:
         pixels = torch.empty((count, math.prod(self._data.row_shape)), dtype=kind, device=where)
         done = 0
         parts = (self._indices[start : start + _LOAD_BATCH] for start in range(0, count, _LOAD_BATCH))
-        for items, images in self._data.decode_ahead(parts, self.threads, replace=self._replacements):
-            pixels[done : done + len(items)] = torch.from_numpy(images).view(len(items), -1)
+        if self._dali is not None:
+            decoded = self._dali.decode_ahead(parts, self._replacements)
+        else:
+            arrays = self._data.decode_ahead(parts, self.threads, replace=self._replacements)
+            decoded = ((items, torch.from_numpy(images)) for items, images in arrays)
+        for items, images in decoded:
+            pixels[done : done + len(items)] = images.view(len(items), -1)
             done += len(items)
         return pixels
 
@@ -303,6 +336,11 @@ class CoresetLoader:
         return [] if self._replacements is None else self._replacements.all
 
     @property
+    def decoded_by(self) -> dict[str, int]:
+        """With loader="dali": how many images DALI has decoded, and how many were left to prunefast. Else empty."""
+        return {} if self._dali is None else dict(self._dali.counts)
+
+    @property
     def position(self) -> int:
         """Images handed out so far, over all ranks."""
         return self._position.value
@@ -313,13 +351,6 @@ class CoresetLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state; InputError where it is of another coreset or seed."""
         self._position.value = position_of(state, self.seed, self._fingerprint)
-
-
-def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """On the device. To a GPU by way of pinned memory: a copy from pageable memory waits for all work before it."""
-    if device.type != "cuda" or tensor.device.type != "cpu":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _check_belongs(coreset: CoresetLike, data: ImageDataset, indices: np.ndarray) -> None:

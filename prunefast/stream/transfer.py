@@ -52,6 +52,13 @@ class CudaCopies:
         event.synchronize()
 
 
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device. To a GPU by way of pinned memory, for what is too small to be sent ahead."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def pinned(shape: tuple[int, ...], kind: np.dtype[Any]) -> np.ndarray:
     """Page-locked memory, for `Buffers`."""
     return torch.empty(shape, dtype=torch.from_numpy(np.empty(0, kind)).dtype, pin_memory=True).numpy()

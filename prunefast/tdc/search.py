@@ -58,6 +58,7 @@ class Proxy:
             threads=config.threads,
             device=self.plan.device,
             placement=config.placement,  # type: ignore[arg-type]
+            loader=config.loader,  # type: ignore[arg-type]
             on_error=config.on_unreadable,  # type: ignore[arg-type]
         )
         self._kept: list[Batch] = []

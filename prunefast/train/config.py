@@ -27,6 +27,7 @@ PRECISIONS = ("auto", "bf16", "fp32")
 OPTIMIZERS = ("adamw", "apex")
 PARALLELS = ("ddp", "fsdp")
 PLACEMENTS = ("auto", "device", "memory", "pack", "disk")
+LOADERS = ("native", "dali")
 CLASS_WEIGHTS_IN = ("loss", "sampler")
 CLASS_WEIGHTS_OF = ("classes", "clusters")
 
@@ -119,6 +120,7 @@ class TrainConfig:
     compile: bool = False  # torch.compile the network: pays on GPUs and for long runs
     deterministic: bool = True  # on GPUs: only algorithms that repeat bit for bit (exact resume), at some speed
     placement: str = "auto"  # where the loader keeps the images: "device", "memory", "pack", "disk"
+    loader: str = "native"  # who decodes: "native", or NVIDIA's "dali" (extra prunefast[dali])
     on_unreadable: str = "raise"  # an image that cannot be read: "raise", or "replace" by another of its class
     threads: int | None = None  # decoding threads; None: the loader's choice
 
@@ -205,7 +207,8 @@ _NOT_RECIPE = frozenset(
         *("data", "split", "coreset", "image_size", "class_conditional", "prediction", "precision"),
         *("class_weights", "class_weights_in", "class_weights_of"),
         *("init_from", "dynamic_prune_until"),
-        *("batch_device", "parallel", "device", "compile", "deterministic", "placement", "on_unreadable", "threads"),
+        *("batch_device", "parallel", "device", "compile", "deterministic"),
+        *("placement", "loader", "on_unreadable", "threads"),
         *("checkpoint_every_images", "checkpoint_every_seconds", "keep_checkpoints", "status_every_images"),
         *("ema_snapshots", "holdout", "holdout_every_images", "wandb"),
     }
@@ -538,6 +541,7 @@ _CHECKS: dict[str, typing.Callable[[str, Any], Any]] = {
     "compile": _flag,
     "deterministic": _flag,
     "placement": _Choice(PLACEMENTS),
+    "loader": _Choice(LOADERS),
     "on_unreadable": _Choice(("raise", "replace")),
     "threads": _Optional(_Whole(1)),
     "status_every_images": _Whole(1),

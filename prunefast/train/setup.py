@@ -392,6 +392,7 @@ def build_parts(plan: Plan) -> Parts:
         pruning=pruning,
         on_error=config.on_unreadable,  # type: ignore[arg-type]
         placement=config.placement,  # type: ignore[arg-type]  # one of its literals: TrainConfig checks
+        loader=config.loader,  # type: ignore[arg-type]
         class_weights=plan.class_weights,
         class_weights_in=config.class_weights_in,  # type: ignore[arg-type]
         groups=plan.groups,

@@ -63,6 +63,14 @@ PRUNEFAST_API int32_t prunefast_copy_records(const prunefast_records* records, c
 PRUNEFAST_API int32_t prunefast_decode_records(const prunefast_records* records, int32_t side, int32_t window,
                                                const int32_t* corner, int32_t reduced, uint8_t* out, int32_t* status);
 
+/* Records for a decoder that is not this module's: record i to out + place[i], which has room for its length and one
+ * byte. READ: a whole baseline JPEG of width[i] x height[i] pixels of the kind that all decoders read alike; OTHER: its
+ * bytes are there, but it is something else, or broken. Needs no libjpeg. */
+PRUNEFAST_API int32_t prunefast_read_jpegs(const prunefast_records* records, const int32_t* width, const int32_t* height,
+                                           const int64_t* place, uint8_t* out, int32_t* status);
+/* The same check of bytes in memory: 1 or 0. */
+PRUNEFAST_API int32_t prunefast_is_baseline_jpeg(const uint8_t* data, int64_t length, int32_t width, int32_t height);
+
 #ifdef __cplusplus
 }
 #endif
