@@ -85,8 +85,8 @@ class TrainConfig:
     patch_schedule: str = "stochastic"  # "progressive": from the smallest size to the largest over `images`
     patch_loss: str = "sum"  # over pixels, as the paper; "mean": small patches pull as hard as full images
 
-    # masked training (prunefast.diffusion.TokenMasking); models "maskdit-..." only
-    mask_ratio: float = 0.0  # share of the tokens that the encoder does not see; MaskDiT: 0.5
+    # masked training (prunefast.diffusion.TokenMasking); models "maskdit-..." and "mdt-..." only
+    mask_ratio: float = 0.0  # share of the tokens that the encoder does not see; MaskDiT: 0.5, MDT: 0.3
     mask_reconstruction: float = 0.0  # weight of reconstructing the masked input; MaskDiT: 0.1
     mask_images: int | None = None  # after so many images every token is seen (fine-tuning); None: masked to the end
 

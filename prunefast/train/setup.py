@@ -15,7 +15,7 @@ from prunefast.data.latents import LatentDataset, LatentScale
 from prunefast.diffusion import DenoisingLoss, HybridLoss, PatchSchedule, TokenMasking
 from prunefast.diffusion.patches import LATENT_LEVELS, PIXEL_LEVELS
 from prunefast.errors import InputError
-from prunefast.models import MaskedDiT, ModuleNetwork, build_model, count_parameters
+from prunefast.models import MDT, MaskedDiT, ModuleNetwork, build_model, count_parameters
 from prunefast.models.adapter import takes_labels
 from prunefast.select import Coreset
 from prunefast.stream import CoresetLoader, DynamicPruning
@@ -155,7 +155,7 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module:
     options.pop("image_size", None)
     patches = make_patches(config, data.image_size, PIXEL_LEVELS if latents is None else LATENT_LEVELS)
     if patches is not None:
-        if config.model.startswith("maskdit"):
+        if config.model.startswith(("maskdit", "mdt")):
             raise InputError(f"patch_p: {config.model} takes no coordinates; leave patch_p out, or take another model")
         options.setdefault("coordinates", True)
     if config.learn_sigma:
@@ -234,11 +234,16 @@ def make_masking(config: TrainConfig, model: nn.Module, image_size: int) -> Toke
     """The masks of a run, None without `mask_ratio`."""
     if config.mask_ratio == 0:
         return None
-    if not isinstance(model, MaskedDiT):
-        raise InputError(f'mask_ratio: {config.model} takes no mask; give a model "maskdit-...", or leave it out')
-    if config.learn_sigma:
+    if not isinstance(model, MaskedDiT | MDT):
+        raise InputError(
+            f'mask_ratio: {config.model} takes no mask; give a model "maskdit-..." or "mdt-...", or leave it out'
+        )
+    side = isinstance(model, MDT)
+    if config.learn_sigma and not side:
         raise InputError("mask_ratio: does not go with learn_sigma; leave one of them out")
-    return TokenMasking(image_size, model.patch_size, config.mask_ratio, config.mask_reconstruction, config.seed)
+    if config.mask_reconstruction and side:
+        raise InputError(f"mask_reconstruction: is MaskDiT's; {config.model} reconstructs nothing, leave it out")
+    return TokenMasking(image_size, model.patch_size, config.mask_ratio, config.mask_reconstruction, config.seed, side)
 
 
 def make_patches(config: TrainConfig, image_size: int, levels: int) -> PatchSchedule | None:

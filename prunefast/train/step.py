@@ -183,6 +183,10 @@ class TrainingStep:
             prediction = self.network(x, process.network_time(time), labels, **told)
         if masking is not None:
             target = (images, noise, time, batch.labels, batch.weight)
+            if masking.side:
+                with autocast(device, self.precision):
+                    unmasked = self.network(x, process.network_time(time), labels)
+                return (self.loss(prediction, *target, flip=flip) + self.loss(unmasked, *target, flip=flip)) / 2
             return masking.loss(self.loss, prediction, told["visible"], x, *target, flip=flip)
         weight = batch.weight if patch is None or patch.loss_weight == 1 else batch.weight * patch.loss_weight
         if self.observe is None:
