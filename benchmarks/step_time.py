@@ -27,6 +27,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunefast.models import build_model, count_parameters
+from prunefast.models.dropout import dropout_layers, keyed_dropout
 
 PIXELS = (3, 32, 32)
 LATENTS = (4, 32, 32)
@@ -107,6 +108,7 @@ class Step:
         shape = PIXELS if options.network == "unet" else LATENTS
         x, noise = (torch.randn(options.batch, *shape, device=self.device) for _ in range(2))
         self.x, self.noise = (v.to(memory_format=torch.channels_last) for v in (x, noise))
+        self.position = torch.arange(options.batch, device=self.device)
         self.arguments = [torch.randint(0, 1000, (options.batch,), device=self.device)]
         if options.network == "dit":
             self.arguments.append(torch.randint(0, CLASSES, (options.batch,), device=self.device))
@@ -114,7 +116,8 @@ class Step:
     def __call__(self) -> None:
         for parameter in self.model.parameters():
             parameter.grad = None
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
+        ours = keyed_dropout(dropout_layers(self.model), 0, self.position)  # as the training loop has it
+        with ours, torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
             output = self.called(self.x, *self.arguments)
         (getattr(output, "sample", output).float() - self.noise).square().mean().backward()
         if self.device == "cuda":

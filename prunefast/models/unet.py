@@ -131,9 +131,7 @@ def _double_and_convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
     # of every 2 x 2 window, those that reach over the border included
     seen = F.conv2d(x, filters, None if bias is None else bias.repeat(4), padding=1)
     seen = seen.permute(0, 2, 3, 1).unflatten(3, (2, 2, outputs))
-    rows = [
-        torch.stack([seen[:, r : r + height, c : c + width, r, c] for c in range(2)], dim=3) for r in range(2)
-    ]
+    rows = [torch.stack([seen[:, r : r + height, c : c + width, r, c] for c in range(2)], dim=3) for r in range(2)]
     pixels = torch.stack(rows, dim=2)  # [B, height, 2, width, 2, O]
     return pixels.view(batch, 2 * height, 2 * width, outputs).permute(0, 3, 1, 2)
 

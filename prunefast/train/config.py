@@ -56,7 +56,13 @@ class TrainConfig:
     dropout: float | None = None  # None: the preset's
     init_from: str | None = None  # begin with the averaged weights of this checkpoint, or those of a .safetensors file
     class_conditional: bool | Literal["auto"] = "auto"  # "auto": when the data has labels
-    label_drop: float = 0.1  # share of labels replaced by the null class, for classifier-free guidance (Ho & Salimans)
+    # a diffusers pipeline with tokenizer and CLIP text model: the network (a UNet2DConditionModel) is told the captions
+    # of the data in place of classes
+    text_encoder: str | None = None
+    caption_cache: bool = True  # every caption is encoded once, into OUT/captions.npy; False: with each batch
+    label_drop: float = (
+        0.1  # share of labels or captions replaced by the null class, for classifier-free guidance (Ho & Salimans)
+    )
 
     # diffusion
     process: str = "ddpm-linear"
@@ -201,6 +207,7 @@ _NOT_RECIPE = frozenset(
         *("data", "split", "coreset", "image_size", "class_conditional", "prediction", "precision"),
         *("class_weights", "class_weights_in", "class_weights_of"),
         *("init_from", "dynamic_prune_until"),
+        *("text_encoder", "caption_cache"),
         *("batch_device", "parallel", "device", "compile", "deterministic", "placement", "on_unreadable", "threads"),
         *("checkpoint_every_images", "checkpoint_every_seconds", "keep_checkpoints", "status_every_images"),
         "ema_snapshots",
@@ -489,6 +496,8 @@ _CHECKS: dict[str, typing.Callable[[str, Any], Any]] = {
     "init_from": _Optional(_text),
     "dropout": _Optional(_Number(0.0, 1.0)),
     "class_conditional": _flag_or_auto,
+    "text_encoder": _Optional(_text),
+    "caption_cache": _flag,
     "label_drop": _Number(0.0, 1.0),
     "process": _text,
     "prediction": _Optional(_text),

@@ -20,6 +20,7 @@ from prunefast.models.adapter import takes_labels
 from prunefast.select import Coreset
 from prunefast.stream import CoresetLoader, DynamicPruning
 from prunefast.stream.draw import make_draw
+from prunefast.train.captions import TextCondition, make_text
 from prunefast.train.config import TrainConfig, read_class_weights, recipe
 from prunefast.train.ema import Ema, named_weights
 from prunefast.train.optim import Updater
@@ -86,6 +87,7 @@ class Plan:
     model: nn.Module  # on the CPU
     recipe: dict[str, Any]
     class_weights: list[float] | None = None
+    text: TextCondition | None = None  # None: the network is told no captions
     groups: np.ndarray | None = None  # int64 [N], what the class weights are of
 
     def continuing(self, recorded: dict[str, Any]) -> "Plan":
@@ -101,6 +103,7 @@ _DETAILS = {
     "patch_p": ("patch_levels", "patch_multiply", "patch_schedule", "patch_loss"),
     "mask_ratio": ("mask_reconstruction", "mask_images"),
     "dynamic_prune": ("dynamic_prune_until",),
+    "text_encoder": ("caption_cache",),
     "class_weights": ("class_weights_in",),
 }
 
@@ -137,7 +140,8 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module:
     weighting = pick_weighting(config.weighting, config.weighting_gamma)
     described = (config.process, config.prediction, weighting)  # class weights act at the loader
     loss = HybridLoss(*described, bound_weight=config.bound_weight) if config.learn_sigma else DenoisingLoss(*described)
-    conditional = config.class_conditional is not False and data.labels is not None
+    text = make_text(config, data, module)
+    conditional = config.class_conditional is not False and data.labels is not None and text is None
     if module is not None and config.class_conditional == "auto" and conditional:
         conditional = takes_labels(module)
     num_classes = len(data.classes) if conditional else None
@@ -153,6 +157,8 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module:
         if config.model_options.get(key, value) != value:
             raise InputError(f"model_options.{key}: follows from the data and the other options; leave it out")
     options.pop("image_size", None)
+    if text is not None:
+        options["text_width"] = text.encoder.width
     patches = make_patches(config, data.image_size, PIXEL_LEVELS if latents is None else LATENT_LEVELS)
     if patches is not None:
         if config.model.startswith(("maskdit", "mdt")):
@@ -196,6 +202,8 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module:
     if latents is not None:
         # a mirrored latent is not the latent of the mirrored image
         resolved |= {"flip": False, "latents": latents.weights, "latent_scale": [latents.scale, latents.shift]}
+    if text is not None:
+        resolved |= {"captions": text.captions.digest, "text_encoder": text.encoder.digest()}
     return Plan(
         config=config,
         data=data,
@@ -210,6 +218,7 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module:
         recipe=resolved,
         class_weights=class_weights,
         groups=groups,
+        text=text,
     )
 
 
@@ -324,11 +333,13 @@ def make_step(
     """The training step of a plan for `network` on its device; seed None: the run's."""
     config = plan.config
     network_config: dict[str, Any] = plan.model.config  # type: ignore[assignment]
+    text = plan.text
     return TrainingStep(
-        network,
+        network if text is None else text.network(network, plan.device),
         plan.loss.to(plan.device),
         seed=config.seed if seed is None else seed,
-        num_classes=plan.num_classes,
+        num_classes=plan.num_classes if text is None else text.captions.null,
+        captions=None if text is None else text.numbers(plan.device),
         label_drop=config.label_drop,
         flip=config.flip and plan.latents is None,
         precision=plan.recipe["precision"],

@@ -89,6 +89,7 @@ class TrainingStep:
         loss: holds the process, the prediction, the weighting and class weights.
         seed: of all Philox streams.
         num_classes: None: unconditional. Label `num_classes` is the null class.
+        captions: int64 [N], the number of each item's caption, which takes the place of its label; None: labels.
         label_drop: share of labels replaced by the null class, once, at the input.
         flip: mirror each image with probability 1/2.
         precision: "bf16" or "fp32".
@@ -108,6 +109,7 @@ class TrainingStep:
         *,
         seed: int,
         num_classes: int | None,
+        captions: Tensor | None = None,
         label_drop: float,
         flip: bool,
         precision: str,
@@ -123,6 +125,7 @@ class TrainingStep:
         self.loss = loss
         self.seed = seed
         self.num_classes = num_classes
+        self.captions = captions
         self.label_drop = label_drop
         self.flip = flip
         self.precision = precision
@@ -168,7 +171,7 @@ class TrainingStep:
         )
         labels = None
         if self.num_classes is not None:
-            labels = batch.labels
+            labels = batch.labels if self.captions is None else self.captions[batch.index]
             if self.label_drop > 0:
                 dropped = self._uniform(position, Stream.LABEL_DROP) < self.label_drop
                 labels = torch.where(dropped, self.num_classes, labels)
@@ -181,11 +184,12 @@ class TrainingStep:
         dropout = keyed_dropout(dropout_layers(self.network), self.seed, position)
         with autocast(device, self.precision), dropout:
             prediction = self.network(x, process.network_time(time), labels, **told)
+            unmasked = None
+            if masking is not None and masking.side:
+                unmasked = self.network(x, process.network_time(time), labels)
         if masking is not None:
             target = (images, noise, time, batch.labels, batch.weight)
-            if masking.side:
-                with autocast(device, self.precision):
-                    unmasked = self.network(x, process.network_time(time), labels)
+            if unmasked is not None:
                 return (self.loss(prediction, *target, flip=flip) + self.loss(unmasked, *target, flip=flip)) / 2
             return masking.loss(self.loss, prediction, told["visible"], x, *target, flip=flip)
         weight = batch.weight if patch is None or patch.loss_weight == 1 else batch.weight * patch.loss_weight
