@@ -169,8 +169,8 @@ def main() -> None:
     for side, step in steps.items():
         least, median = min(times[side]), statistics.median(times[side])
         print(
-            f"{side:<11} {count_parameters(step.model):>11,} parameters  first {first[side]:8.2f} s  least {least:.3f} s"
-            f"  median {median:.3f} s  {step.flops() / least / 1e9:7.1f} GFLOP/s"
+            f"{side:<11} {count_parameters(step.model):>11,} parameters  first {first[side]:8.2f} s"
+            f"  least {least:.3f} s  median {median:.3f} s  {step.flops() / least / 1e9:7.1f} GFLOP/s"
         )
 
 

@@ -128,8 +128,8 @@ def build_model(
         channels: of the images.
         num_classes: None: unconditional. Otherwise labels are 0 ... num_classes, the last being the null class.
         dropout: None: the preset's.
-        overrides: arguments of `UNet`, `EDMUNet`, `DiT`, `MaskedDiT` or `MDT` by name, in place of the preset's; and `widths`,
-            the inner widths of blocks of a pruned network (`prunefast.models.widths`).
+        overrides: arguments of `UNet`, `EDMUNet`, `DiT`, `MaskedDiT` or `MDT` by name, in place of the preset's; and
+            `widths`, the inner widths of blocks of a pruned network (`prunefast.models.widths`).
 
     `model.config` holds all of this, resolved, ready for JSON. The weights come from torch's global generator: call
     torch.manual_seed, or fork it, before.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -394,6 +395,7 @@ def build_parts(plan: Plan) -> Parts:
         rank=here.rank,
         world_size=here.size,
         multiplier=None if plan.patches is None else plan.patches.multiplier,
+        windows=None if plan.patches is None else partial(plan.patches.windows, flip=step.flip),
         seed=config.seed,
         threads=config.threads,
         device=device,

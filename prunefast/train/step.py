@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from prunefast import ops
 from prunefast.data.latents import LatentScale
 from prunefast.diffusion import DenoisingLoss, Patch, PatchSchedule, TokenMasking, Weighting, make_weighting
+from prunefast.diffusion.patches import crop_coordinates
 from prunefast.errors import InputError
 from prunefast.models.dropout import dropout_layers, keyed_dropout
 from prunefast.ops.philox import Stream
@@ -138,7 +139,8 @@ class TrainingStep:
         self.observe = observe
 
     def __call__(self, batch: "Batch", patch: Patch | None = None, masked: bool = True) -> Tensor:
-        """The loss of a batch (images uint8 [B, C, R, R] on the device), a float32 scalar with its graph.
+        """The loss of a batch (images uint8 [B, C, R, R], or the crops of this step, on the device), a float32 scalar
+        with its graph.
 
         patch: the size of this step, of `patches`. masked: whether `masking` masks this step.
         """
@@ -155,6 +157,9 @@ class TrainingStep:
         flip = self._uniform(position, Stream.FLIP) < 0.5 if self.flip else None
         boxes = self.patches.boxes(patch, position) if self.patches is not None and patch is not None else None
         shape = images.shape if boxes is None else (*images.shape[:2], boxes.height, boxes.width)
+        placed = None
+        if boxes is not None and images.shape[-1] == boxes.width:  # the loader read the crops alone
+            placed, boxes = boxes, None
         # Regenerating noise inside a kernel is free on a GPU, which waits for memory, and not on a CPU.
         noise = (self.seed, position) if device.type == "cuda" else ops.randn_philox(shape, self.seed, position)
         alpha, sigma = process.input_coefficients(time)
@@ -165,10 +170,13 @@ class TrainingStep:
             noise,
             boxes=boxes,
             flip=flip,
-            coordinates=self.coordinates,
+            coordinates=self.coordinates and placed is None,
             dtype=torch.bfloat16 if self.precision == "bf16" else torch.float32,
             memory_format=torch.channels_last,
         )
+        if placed is not None and self.coordinates and self.patches is not None:
+            where = crop_coordinates(placed.corner, placed.width, self.patches.image_size, x.dtype)
+            x = torch.cat((x, where), dim=1).contiguous(memory_format=torch.channels_last)
         labels = None
         if self.num_classes is not None:
             labels = batch.labels if self.captions is None else self.captions[batch.index]

@@ -187,7 +187,7 @@ def test_train_resume_sample_and_export(latents, make_config, pipeline, diffuser
     )
     theirs.set_progress_bar_config(disable=True)
     assert theirs("a dog", num_inference_steps=2, height=8, width=8, output_type="np").images.shape == (1, 8, 8, 3)
-    unet = {name: tensor for name, tensor in theirs.unet.state_dict().items()}
+    unet = theirs.unet.state_dict()
     from safetensors.torch import load_file
 
     averaged = load_file(find_checkpoint(straight.out)[0] / "ema.safetensors")
@@ -209,7 +209,7 @@ def test_errors(latents, make_config, pipeline, tmp_path):
     refuses("text_encoder: the network is told captions", data=plain.path, class_conditional=True)
     config = make_config(images=4)
     train(config)
-    with pytest.raises(InputError, match="prompts: the model of .* was trained on captions; say what to show"):
+    with pytest.raises(InputError, match=r"prompts: the model of .* was trained on captions; say what to show"):
         sample(config.out, 1)
     with pytest.raises(InputError, match="labels: the model has no classes"):
         sample(config.out, 1, prompts="dog", labels=0)
@@ -219,5 +219,5 @@ def test_errors(latents, make_config, pipeline, tmp_path):
     from safetensors.torch import load_file, save_file
 
     save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights, metadata={"format": "pt"})
-    with pytest.raises(InputError, match="text_encoder: .* has other weights than the one of training"):
+    with pytest.raises(InputError, match=r"text_encoder: .* has other weights than the one of training"):
         sample(config.out, 1, prompts="dog", text_encoder=other)
