@@ -206,7 +206,9 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--parallel", choices=("ddp", "fsdp"), help="under torchrun: whole networks, or parts of one")
     group.add_argument("--lr", type=float, help="learning rate")
-    group.add_argument("--process", help="ddpm-linear, ddpm-cosine, flow or edm")
+    group.add_argument(
+        "--process", help="ddpm-linear, ddpm-scaled-linear, ddpm-cosine (ddpm-cosine:4000 has 4,000 times), flow or edm"
+    )
     group.add_argument("--prediction", help="eps, v, x0, flow ... (default: the process' own)")
     group.add_argument("--weighting", help="uniform, min_snr, edm or p2")
     group.add_argument(

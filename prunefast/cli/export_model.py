@@ -1,4 +1,5 @@
 import argparse
+from pathlib import Path
 
 from prunefast.cli import common
 
@@ -11,9 +12,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
+    from prunefast.files import read_json
     from prunefast.train import export_model
 
     alone = export_model(options.checkpoint, options.out, to=options.to, ema=not options.raw_weights)
     how = "" if alone else ", trust_remote_code=True"
-    common.say(options, f'{options.out}: load it with diffusers.DDPMPipeline.from_pretrained("{options.out}"{how})')
+    pipeline = read_json(Path(options.out) / "model_index.json")["_class_name"]
+    common.say(options, f'{options.out}: load it with diffusers.{pipeline}.from_pretrained("{options.out}"{how})')
     return common.finish(options, {"folder": options.out, "needs_prunefast": not alone})

@@ -12,6 +12,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label", help="class name or number of all images (default: every class in turn)")
     parser.add_argument("--raw-weights", action="store_true", help="the last weights, not their moving average")
     parser.add_argument("--vae", metavar="FOLDER", help="autoencoder of a model of latents, where it was moved")
+    parser.add_argument(
+        "--prompt", metavar="TEXT", action="append", help="of a model of captions; several times: every text in turn"
+    )
+    parser.add_argument("--text-encoder", metavar="FOLDER", help="pipeline with the text model, where it was moved")
     common.add_device(parser)
 
 
@@ -28,6 +32,8 @@ def main(options: argparse.Namespace) -> int:
         ema=not options.raw_weights,
         device=options.device,
         **({} if options.vae is None else {"vae": options.vae}),
+        **({} if options.prompt is None else {"prompts": options.prompt}),
+        **({} if options.text_encoder is None else {"text_encoder": options.text_encoder}),
         **common.sampling(options),
     )
     common.say(options, outcome)

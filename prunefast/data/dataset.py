@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,14 @@ _BATCHES_AHEAD = 2  # decoded while the caller works on one
 
 
 Replace = Callable[[int, InputError], int]
+
+
+class Windows(NamedTuple):
+    """Of each item the size x size pixels at its corner, int32 [n, 2], top and left (`ImageDataset.windows`)."""
+
+    items: np.ndarray
+    corners: np.ndarray
+    size: int
 
 
 class ImageDataset:
@@ -213,6 +221,11 @@ class ImageDataset:
         self._fill(items, out)
         return out
 
+    @property
+    def reads_windows(self) -> bool:
+        """Whether a window may cost less than its image: those that are decoded, not those that lie ready."""
+        return self._pixels is None and self._info.layout == "encoded"
+
     def windows(self, indices: Any, corners: Any, size: int) -> np.ndarray:
         """Windows of the squares that `images` gives: uint8 [n, size, size, 3], C order.
 
@@ -247,19 +260,20 @@ class ImageDataset:
 
     def decode_ahead(
         self,
-        parts: Iterator[np.ndarray],
+        parts: "Iterator[np.ndarray | Windows]",
         threads: int | None = None,
         buffers: Buffers | None = None,
         replace: "Replace | None" = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Like `batches` for index arrays of any order and size, which may go on for ever; images lie in `buffers`.
 
+        parts: arrays, or `Windows` where `reads_windows`: of those the images are the windows.
         replace: called in a worker thread with an item that cannot be decoded and its error; gives the item to show in
         its place, or raises.
         """
         count, buffers = worker_count(threads), buffers or Buffers()
         if self._pixels is None and self._lie_ready(self._side()):
-            return self._rows_ahead(parts, count, buffers, replace)
+            return self._rows_ahead(parts, count, buffers, replace)  # type: ignore[arg-type]  # never windows
         return self._decode_ahead(parts, self.row_shape, count, buffers, replace)
 
     def _rows_ahead(
@@ -300,7 +314,7 @@ class ImageDataset:
 
     def _decode_ahead(
         self,
-        parts: Iterator[np.ndarray],
+        parts: "Iterator[np.ndarray | Windows]",
         shape: tuple[int, int, int],
         threads: int,
         buffers: Buffers,
@@ -309,22 +323,30 @@ class ImageDataset:
         pool = ThreadPoolExecutor(threads, thread_name_prefix="prunefast-decode")
         waiting: deque[tuple[np.ndarray, np.ndarray, list[Future[None]]]] = deque()
 
-        def submit(items: np.ndarray) -> None:
+        def submit(part: "np.ndarray | Windows") -> None:
+            items, corners, size = part if isinstance(part, Windows) else (part, None, None)
+            items = self._checked(items)
             pool.submit(self._announce, items)
-            out = buffers.take((len(items), *shape), self.row_dtype)
+            out = buffers.take((len(items), *(shape if size is None else (size, size, 3))), self.row_dtype)
             # a few tasks a thread, of one size within one image: who is done early takes the next
             least = min(_MIN_TASK, max(_MIN_TASK_BYTES * len(items) // max(out.nbytes, 1), 1))
             count = max(min(threads * _TASKS_A_THREAD, len(items) // least), 1)
             cuts = [len(items) * k // count for k in range(count + 1)]
             tasks = [
-                pool.submit(self._fill_or_replace, items[begin:end], out[begin:end], replace)
+                pool.submit(
+                    self._fill_or_replace,
+                    items[begin:end],
+                    out[begin:end],
+                    replace,
+                    None if corners is None else corners[begin:end],
+                )
                 for begin, end in pairwise(cuts)
             ]
             waiting.append((items, out, tasks))
 
         try:
-            for items in parts:
-                submit(self._checked(items))
+            for part in parts:
+                submit(part)
                 if len(waiting) > _BATCHES_AHEAD:
                     yield _finished(*waiting.popleft())
             while waiting:
@@ -386,18 +408,21 @@ class ImageDataset:
         images = rows.reshape(-1, height, width, channels)
         return images if channels == 3 else np.repeat(images, 3, axis=3)
 
-    def _fill_or_replace(self, items: np.ndarray, out: np.ndarray, replace: "Replace | None") -> None:
+    def _fill_or_replace(
+        self, items: np.ndarray, out: np.ndarray, replace: "Replace | None", corners: np.ndarray | None = None
+    ) -> None:
         try:
-            self._fill(items, out)
+            self._fill(items, out, corners)
             return
         except InputError:
             if replace is None:
                 raise
         for number in range(len(items)):
             item, place = items[number : number + 1], out[number : number + 1]
+            corner = None if corners is None else corners[number : number + 1]
             while True:
                 try:
-                    self._fill(item, place)
+                    self._fill(item, place, corner)
                     break
                 except InputError as error:
                     item = np.array([replace(int(item[0]), error)])

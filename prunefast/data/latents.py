@@ -63,6 +63,10 @@ class LatentDataset(ImageDataset):
     def row_shape(self) -> tuple[int, int, int]:
         return (self.latents.side, self.latents.side, 2 * self.latents.channels)
 
+    @property
+    def reads_windows(self) -> bool:
+        return False
+
     def with_image_size(self, side: int | None) -> "LatentDataset":
         if side not in (None, self.image_size, self.latents.pixels):
             raise InputError(f"image_size={side}: {self.folder} holds latents of {self.latents.pixels} pixel images")

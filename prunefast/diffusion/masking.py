@@ -1,9 +1,12 @@
-"""Which tokens a masked transformer sees, and the loss on what it says (Zheng et al. 2023, MaskDiT, section 3).
+"""Which tokens a masked transformer sees, and the loss on what it says (Zheng et al. 2023, MaskDiT, section 3; Gao et
+al. 2023, MDT, section 3.2).
 
 The denoising loss counts over the visible tokens, a mean over them in place of one over all pixels. Where wanted, a
 second term asks the decoder for the network's own noisy input under the mask, which it was not shown. MaskDiT asks its
 denoiser's output for x0 + sigma noise; here it is the raw output for the scaled input, which has the same scale for
 every prediction and noise level.
+
+MDT's network has a loss of its own: the plain one on all pixels, once with the mask and once without.
 """
 
 from dataclasses import dataclass
@@ -34,6 +37,7 @@ class TokenMasking:
         image_size, patch_size: of the network.
         ratio: share of the tokens that are masked, in [0, 1); at least one is visible.
         reconstruction: weight of the second term; 0.1 in the paper, 0: none.
+        side: MDT's loss in place of MaskDiT's (`prunefast.models.MDT`).
         seed: of the masks.
     """
 
@@ -42,12 +46,15 @@ class TokenMasking:
     ratio: float = 0.5
     reconstruction: float = 0.0
     seed: int = 0
+    side: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:
             raise InputError(f"ratio must lie in [0, 1), not {self.ratio}")
         if not self.reconstruction >= 0:
             raise InputError(f"reconstruction must not be negative, not {self.reconstruction}")
+        if self.side and self.reconstruction > 0:
+            raise InputError("reconstruction is MaskDiT's; it does not go with side=True")
         if self.image_size % self.patch_size:
             raise InputError(f"image_size must be a multiple of patch_size {self.patch_size}, not {self.image_size}")
 

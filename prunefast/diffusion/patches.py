@@ -19,6 +19,7 @@ Latents have two sizes, R at p and R / 2 at 1 - p. With p = 0.5 a step costs 0.7
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,6 +54,14 @@ def full_coordinates(size: int, device: torch.device, dtype: torch.dtype) -> Ten
     axis = torch.linspace(-1.0, 1.0, size, dtype=torch.float64) if size > 1 else torch.zeros(1)
     axis = axis.to(device=device, dtype=dtype)
     return torch.stack((axis[None, :].expand(size, size), axis[:, None].expand(size, size)))[None]
+
+
+def crop_coordinates(corner: Tensor, size: int, image_size: int, dtype: torch.dtype) -> Tensor:
+    """[B, 2, size, size]: those of the crops at `corner` int64 [B, 2], with the bits of `ops.add_noise`."""
+    place = corner[:, :, None] + torch.arange(size, device=corner.device)
+    rows, columns = ((2 * place - (image_size - 1)).float() / max(image_size - 1, 1)).to(dtype).unbind(1)
+    shape = (len(corner), size, size)
+    return torch.stack((columns[:, None, :].expand(shape), rows[:, :, None].expand(shape)), dim=1)
 
 
 class PatchSchedule:
@@ -145,6 +154,23 @@ class PatchSchedule:
         if patch.size == self.image_size:
             return None
         return Boxes(self.corners(patch, position), patch.size, patch.size)
+
+    def windows(self, begin: int, position: np.ndarray, flip: bool = False) -> tuple[np.ndarray, int] | None:
+        """Where the crops of the step that begins at `begin` lie in the images as they are stored: corners int32 [B, 2]
+        and their side; None for a full-size step.
+
+        flip: half of the images are mirrored, by `Stream.FLIP`, before they are cut: of those the crop is the window's
+        mirror image.
+        """
+        patch = self.at(begin)
+        if patch.size == self.image_size:
+            return None
+        where = torch.from_numpy(position)
+        corner = self.corners(patch, where)
+        if flip:
+            mirrored = ops.uniform_philox((len(where),), self.seed, where, Stream.FLIP) < 0.5
+            corner[:, 1] = torch.where(mirrored, self.image_size - patch.size - corner[:, 1], corner[:, 1])
+        return corner.to(torch.int32).numpy(), patch.size
 
     @property
     def images_per_step(self) -> float:

@@ -94,7 +94,9 @@ class Process(ABC):
             raise InputTypeError(f"t of process '{self.name}' must be a floating-point tensor, not {t.dtype}")
 
 
-_SCHEDULES = ("linear", "cosine")
+_SCHEDULES = ("linear", "scaled-linear", "cosine")
+DDPM_STEPS = 1000
+MAX_STEPS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -105,9 +107,9 @@ class DDPM(Process):
     continuous-time reading that the ratio samplers (`heun`) use.
     """
 
-    schedule: str = "linear"
-    steps: int = 1000
-    beta_start: float = 1e-4  # linear only, as are the ends of the published CIFAR-10 and ImageNet models
+    schedule: str = "linear"  # "scaled-linear": the roots of the betas are even
+    steps: int = DDPM_STEPS
+    beta_start: float = 1e-4  # not of cosine; these are the ends of the published CIFAR-10 and ImageNet models
     beta_end: float = 0.02
     discrete = True
     predictions = ("eps", "v", "x0")
@@ -128,12 +130,14 @@ class DDPM(Process):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        return f"ddpm-{self.schedule}"
+        return f"ddpm-{self.schedule}" + (f":{self.steps}" if self.steps != DDPM_STEPS else "")
 
     def betas(self) -> Tensor:
         """float64 [T] on the CPU."""
         if self.schedule == "linear":
             return torch.linspace(self.beta_start, self.beta_end, self.steps, dtype=torch.float64)
+        if self.schedule == "scaled-linear":
+            return torch.linspace(self.beta_start**0.5, self.beta_end**0.5, self.steps, dtype=torch.float64) ** 2
         u = torch.arange(self.steps + 1, dtype=torch.float64) / self.steps
         alpha_bar = torch.cos((u + 0.008) / 1.008 * (math.pi / 2)) ** 2
         return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
@@ -289,8 +293,24 @@ def ratio_grid(steps: int, low: float, high: float, rho: float = 7.0) -> Tensor:
     return (high ** (1 / rho) + at * (low ** (1 / rho) - high ** (1 / rho))) ** rho
 
 
+def _of_length(name: str, kind: type, entry: dict[str, Any], times: str) -> dict[str, Any]:
+    """The options of a process that is named with its number of times."""
+    if kind is not DDPM or not times.isascii() or not times.isdigit() or not 10 <= int(times) <= MAX_STEPS:
+        raise InputError(
+            f"process '{name}': a number of times goes with ddpm-*, as in ddpm-cosine:4000, from 10 to {MAX_STEPS:,}"
+        )
+    steps = int(times)
+    options: dict[str, Any] = {"steps": steps}
+    if entry["schedule"] != "cosine":
+        for key in ("beta_start", "beta_end"):
+            options[key] = min(entry.get(key, getattr(DDPM, key)) * DDPM_STEPS / steps, 0.999)
+    return options
+
+
 PROCESSES: dict[str, dict[str, Any]] = {
     "ddpm-linear": {"process": DDPM, "schedule": "linear"},
+    # Stable Diffusion's (Rombach et al. 2022), as its published weights were trained
+    "ddpm-scaled-linear": {"process": DDPM, "schedule": "scaled-linear", "beta_start": 0.00085, "beta_end": 0.012},
     "ddpm-cosine": {"process": DDPM, "schedule": "cosine"},
     "flow": {"process": Flow},
     "edm": {"process": EDM},
@@ -298,7 +318,10 @@ PROCESSES: dict[str, dict[str, Any]] = {
 
 
 def make_process(name: str | Process, **options: Any) -> Process:
-    """The process of that name ("ddpm-linear", "ddpm-cosine", "flow", "edm"); a Process is handed back as it is.
+    """The process of that name, one of `PROCESSES`; a Process is handed back as it is.
+
+    "ddpm-cosine:4000" has 4,000 times (Nichol & Dhariwal 2021, section 3.2); with another number of them the betas of
+    the linear ones are scaled by 1000 / T, so that the noise ends where it did (their code does the same).
 
     Options are the fields of the class: `DDPM(steps, beta_start, beta_end)`, `Flow(time_scale)`, `EDM(p_mean, p_std,
     sigma_data, rho)`.
@@ -307,10 +330,13 @@ def make_process(name: str | Process, **options: Any) -> Process:
         if options:
             raise InputError("options go with the name of a process, not with a Process that is already made")
         return name
-    if name not in PROCESSES:
+    base, colon, times = name.partition(":")
+    if base not in PROCESSES:
         raise InputError(f"process '{name}' is not one of {', '.join(PROCESSES)}")
-    entry = dict(PROCESSES[name])
+    entry = dict(PROCESSES[base])
     kind = entry.pop("process")
+    if colon:
+        entry |= _of_length(name, kind, entry, times)
     allowed = {f for f in kind.__dataclass_fields__ if not f.startswith("_")} - entry.keys()
     for option in options:
         if option not in allowed:

@@ -83,12 +83,21 @@ class DiffusersNetwork(nn.Module):
     """A `UNet2DModel` or `UNet2DConditionModel` of diffusers.
 
     Classes: a UNet2DModel needs num_class_embeds = classes + 1 (the last is the null class); a UNet2DConditionModel is
-    given a learned row a class, the null class among them, as its one token of encoder_hidden_states.
+    given a learned row a class, the null class among them, as its one token of encoder_hidden_states; with text_width
+    it is given the embeddings of a text, forward(x, time, text=[B, tokens, text_width]) (`PromptedNetwork`).
     Its in_channels are those of the images, two more with coordinates; its out_channels those of the images, or twice
     as many for a learned variance.
     """
 
-    def __init__(self, network: Any, *, image_size: int, channels: int = 3, num_classes: int | None = None):
+    def __init__(
+        self,
+        network: Any,
+        *,
+        image_size: int,
+        channels: int = 3,
+        num_classes: int | None = None,
+        text_width: int | None = None,
+    ):
         super().__init__()
         self.network, self.num_classes = network, num_classes
         kind, settings = type(network).__name__, network.config
@@ -113,7 +122,14 @@ class DiffusersNetwork(nn.Module):
             width = settings.cross_attention_dim
             if not isinstance(width, int):
                 raise InputError(f"model: {where} has a cross_attention_dim a block; one number is supported")
-            self.tokens = LabelEmbedding(num_classes or 0, width)
+            if text_width is None:
+                self.tokens = LabelEmbedding(num_classes or 0, width)
+            elif text_width != width:
+                raise InputError(
+                    f"text_encoder: is {text_width} wide; {where} attends to {width} (cross_attention_dim)"
+                )
+        elif text_width is not None:
+            raise InputError(f"text_encoder: {where} attends to no text; give a UNet2DConditionModel")
         else:
             classes = settings.num_class_embeds
             wanted = None if num_classes is None else num_classes + 1
@@ -122,7 +138,9 @@ class DiffusersNetwork(nn.Module):
                     f"model: {where} has num_class_embeds {classes}; {wanted} are needed (the classes of the data and "
                     "a null class; class_conditional = false: none)"
                 )
+        self.text_width = text_width
         self.config: dict[str, Any] = {
+            **({} if text_width is None else {"text_width": text_width}),
             "name": DIFFUSERS,
             "image_size": image_size,
             "channels": channels,
@@ -132,8 +150,13 @@ class DiffusersNetwork(nn.Module):
             "network": {"_class_name": kind, **_plain(settings)},
         }
 
-    def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None, text: Tensor | None = None) -> Tensor:
         check_condition(x, time, labels, self.inputs, self.num_classes)
+        if self.text_width is not None:
+            if text is None or text.ndim != 3 or text.shape[::2] != (len(x), self.text_width):
+                shape = None if text is None else tuple(text.shape)
+                raise InputError(f"text must be [{len(x)}, tokens, {self.text_width}] for this network, not {shape}")
+            return self.network(x, time, text, return_dict=False)[0]
         if self.tokens is not None:
             return self.network(x, time, self.tokens(labels, len(x))[:, None], return_dict=False)[0]
         if self.num_classes is None:
@@ -152,6 +175,7 @@ def build_diffusers(
     network: Mapping[str, Any] | None = None,
     coordinates: bool | None = None,
     learn_sigma: bool | None = None,
+    text_width: int | None = None,
     **overrides: Any,
 ) -> DiffusersNetwork:
     """name "diffusers:FOLDER": the model in FOLDER, or in FOLDER/unet, with its weights where there are some (only
@@ -190,7 +214,9 @@ def build_diffusers(
             built = factory.from_config(settings)
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         raise InputError(f"model: {folder or name} cannot be made: {str(error).splitlines()[0]}") from None
-    adapted = DiffusersNetwork(built, image_size=image_size, channels=channels, num_classes=num_classes)
+    adapted = DiffusersNetwork(
+        built, image_size=image_size, channels=channels, num_classes=num_classes, text_width=text_width
+    )
     if coordinates is not None and coordinates != adapted.config["coordinates"]:
         raise InputError(
             f"model: {folder or name} has in_channels {adapted.inputs}; patches need {channels + COORDINATE_CHANNELS} "

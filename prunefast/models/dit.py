@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunefast.errors import InputError
+from prunefast.models.attention import attend
 from prunefast.models.dropout import Dropout
 from prunefast.models.embedding import MAX_PERIOD, LabelEmbedding, check_condition, sinusoids
 from prunefast.ops.add_noise import COORDINATE_CHANNELS
@@ -42,7 +43,7 @@ def position_table(grid: int, width: int) -> Tensor:
     return join_axes(axis, axis)
 
 
-def _modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     normed = F.layer_norm(x, (x.shape[-1],), eps=NORM_EPS)
     return torch.addcmul(shift[:, None], normed, 1 + scale[:, None])
 
@@ -66,19 +67,20 @@ class DiTBlock(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Tensor, activated_condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, activated_condition: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [B, T, width]; bias: added to the attention's scores, broadcast to [B, heads, T, T]."""
         parts = self.modulation(activated_condition).chunk(6, dim=1)
         shift1, scale1, gate1, shift2, scale2, gate2 = parts
-        x = torch.addcmul(x, gate1[:, None], self.dropout(self._attention(_modulated_norm(x, shift1, scale1))))
-        hidden = F.gelu(self.mlp1(_modulated_norm(x, shift2, scale2)), approximate="tanh")
+        x = torch.addcmul(x, gate1[:, None], self.dropout(self._attention(modulated_norm(x, shift1, scale1), bias)))
+        hidden = F.gelu(self.mlp1(modulated_norm(x, shift2, scale2)), approximate="tanh")
         return torch.addcmul(x, gate2[:, None], self.dropout(self.mlp2(hidden)))
 
-    def _attention(self, x: Tensor) -> Tensor:
+    def _attention(self, x: Tensor, bias: Tensor | None) -> Tensor:
         batch, tokens, _ = x.shape
         inner = self.project.in_features  # the width of x, or less of a pruned network
         split = self.query_key_value(x).view(batch, tokens, 3, self.heads, inner // self.heads)
         query, key, value = split.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = attend(query, key, value, bias)
         return self.project(mixed.transpose(1, 2).reshape(batch, tokens, inner))
 
 
@@ -135,7 +137,7 @@ class DiT(nn.Module):
         self.time1 = nn.Linear(TIME_FREQUENCIES, width)
         self.time2 = nn.Linear(width, width)
         self.label_embedding = None if num_classes is None else LabelEmbedding(num_classes, width)
-        self.blocks = nn.ModuleList(DiTBlock(width, heads, mlp_ratio, dropout) for _ in range(depth))
+        self.blocks = nn.ModuleList(self._block(width, heads, mlp_ratio, dropout) for _ in range(depth))
         self.final_modulation = nn.Linear(width, 2 * width)
         self.final = nn.Linear(width, patch_size * patch_size * self.outputs)
         self.coordinates = coordinates
@@ -161,7 +163,10 @@ class DiT(nn.Module):
         for block in self.blocks:
             tokens = block(tokens, condition)
         shift, scale = self.final_modulation(condition).chunk(2, dim=1)
-        return self._unpatch(self.final(_modulated_norm(tokens, shift, scale)), *x.shape[-2:])
+        return self._unpatch(self.final(modulated_norm(tokens, shift, scale)), *x.shape[-2:])
+
+    def _block(self, width: int, heads: int, mlp_ratio: float, dropout: float) -> DiTBlock:
+        return DiTBlock(width, heads, mlp_ratio, dropout)
 
     def _condition(self, time: Tensor, labels: Tensor | None) -> Tensor:
         """[B, width], activated: every modulation begins with it."""

@@ -26,7 +26,9 @@ class Dropout(nn.Dropout):
         # drawn in the order of memory, so that the product runs linearly; a layer's format does not change
         channels_last = x.ndim == 4 and not x.is_contiguous()
         shape = (x.shape[0], x.shape[2], x.shape[3], x.shape[1]) if channels_last else x.shape
-        keep = ops.uniform_philox(shape, seed, position, stream) >= self.p
+        drawn = ops.uniform_philox(shape, seed, position, stream)
+        # 0 or 1 in the type of x: on a CPU a product with booleans, or their conversion, takes longer than the draw
+        keep = drawn.ge_(self.p).to(x.dtype)
         return x * (keep.permute(0, 3, 1, 2) if channels_last else keep) * (1.0 / (1.0 - self.p))
 
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunefast.errors import InputError
+from prunefast.models.attention import attend
 from prunefast.models.dropout import Dropout
 from prunefast.models.embedding import check_condition, sinusoids
 from prunefast.models.norm import GroupNormSiLU
@@ -137,7 +138,7 @@ class _Attention(nn.Module):
         pixels = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
         split = self.query_key_value(pixels).view(batch, height * width, 3, self.heads, channels // self.heads)
         query, key, value = split.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = attend(query, key, value)
         mixed = self.project(mixed.transpose(1, 2).reshape(batch, height * width, channels))
         return (x + mixed.view(batch, height, width, channels).permute(0, 3, 1, 2)) * self.sum_scale
 

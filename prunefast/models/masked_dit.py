@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunefast.errors import InputError, InputTypeError
-from prunefast.models.dit import NORM_EPS, DiT, DiTBlock, _modulated_norm, position_table
+from prunefast.models.dit import NORM_EPS, DiT, DiTBlock, modulated_norm, position_table
 from prunefast.models.embedding import check_condition
 
 
@@ -73,7 +73,7 @@ class MaskedDiT(DiT):
         tokens = self._tokens(x)
         count = tokens.shape[1]
         if visible is not None:
-            _check_visible(visible, len(x), count)
+            check_visible(visible, len(x), count)
             tokens = tokens.gather(1, visible[:, :, None].expand(-1, -1, tokens.shape[2]))
         for block in self.blocks:
             tokens = block(tokens, condition)
@@ -86,10 +86,10 @@ class MaskedDiT(DiT):
         for block in self.decoder_blocks:
             tokens = block(tokens, condition)
         shift, scale = self.final_modulation(condition).chunk(2, dim=1)
-        return self._unpatch(self.final(_modulated_norm(tokens, shift, scale)), *x.shape[-2:])
+        return self._unpatch(self.final(modulated_norm(tokens, shift, scale)), *x.shape[-2:])
 
 
-def _check_visible(visible: Tensor, samples: int, tokens: int) -> None:
+def check_visible(visible: Tensor, samples: int, tokens: int) -> None:
     """Shape and dtype; values on the CPU only (no synchronisation)."""
     if visible.dtype != torch.int64:
         raise InputTypeError(f"visible must be int64 numbers of tokens, not {visible.dtype}")

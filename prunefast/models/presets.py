@@ -9,6 +9,7 @@ from prunefast.models.adapter import DIFFUSERS, MODULE, DiffusersNetwork, build_
 from prunefast.models.dit import DiT
 from prunefast.models.edm_unet import EDMUNet
 from prunefast.models.masked_dit import MaskedDiT
+from prunefast.models.mdt import MDT
 from prunefast.models.unet import UNet, check_size
 from prunefast.models.widths import set_widths
 
@@ -93,6 +94,8 @@ for _name in [name for name in PRESETS if name.startswith("dit-")]:
     if _name.startswith("dit-tiny"):
         _decoder = {"decoder_depth": 2, "decoder_width": 64, "decoder_heads": 4}
     PRESETS[f"mask{_name}"] = ("maskdit", {**PRESETS[_name][1], **_decoder})
+    # the last two blocks decode (MDT, section 4.1); its blocks are those of the DiT and one more, in training only
+    PRESETS[_name.replace("dit", "mdt")] = ("mdt", {**PRESETS[_name][1], "decoder_depth": 2})
 
 # arguments that a caller may override beyond those the preset names
 _FURTHER: dict[str, dict[str, Any]] = {
@@ -100,6 +103,7 @@ _FURTHER: dict[str, dict[str, Any]] = {
     "edm": {"learn_sigma": False, "coordinates": False},
     "dit": {"mlp_ratio": 4.0, "learn_sigma": False, "coordinates": False},
     "maskdit": {"mlp_ratio": 4.0, "learn_sigma": False},
+    "mdt": {"mlp_ratio": 4.0, "learn_sigma": False},
 }
 
 
@@ -124,8 +128,8 @@ def build_model(
         channels: of the images.
         num_classes: None: unconditional. Otherwise labels are 0 ... num_classes, the last being the null class.
         dropout: None: the preset's.
-        overrides: arguments of `UNet`, `EDMUNet`, `DiT` or `MaskedDiT` by name, in place of the preset's; and `widths`,
-            the inner widths of blocks of a pruned network (`prunefast.models.widths`).
+        overrides: arguments of `UNet`, `EDMUNet`, `DiT`, `MaskedDiT` or `MDT` by name, in place of the preset's; and
+            `widths`, the inner widths of blocks of a pruned network (`prunefast.models.widths`).
 
     `model.config` holds all of this, resolved, ready for JSON. The weights come from torch's global generator: call
     torch.manual_seed, or fork it, before.
@@ -162,7 +166,7 @@ def build_model(
         check_size(image_size, 2 ** (len(arguments["channel_multipliers"]) - 1))
         model = (UNet if kind == "unet" else EDMUNet)(channels=channels, num_classes=num_classes, **arguments)
     else:
-        transformer = DiT if kind == "dit" else MaskedDiT
+        transformer = {"dit": DiT, "maskdit": MaskedDiT, "mdt": MDT}[kind]
         model = transformer(image_size=image_size, channels=channels, num_classes=num_classes, **arguments)
     model.config = {
         "name": name,

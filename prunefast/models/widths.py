@@ -8,7 +8,7 @@ block                   its inner width               channels that go together 
 UNet residual block     channels between its convs    one group of the norm between them
 attention, one head     channels of query, key, value  as many as a norm group of that width has
 attention, many heads   the same                      one head
-DiT's MLP               hidden units                  up to 16, which matrix units multiply at once
+MLP of DiT and MDT      hidden units                  up to 16, which matrix units multiply at once
 ======================  ============================  ================================================
 
 Whole norm groups and whole heads go, so what is left of the network computes exactly what the dense one does with the
@@ -26,6 +26,7 @@ from torch import nn
 
 from prunefast.errors import InputError, InputTypeError
 from prunefast.models.dit import DiTBlock
+from prunefast.models.mdt import PlacedBlock, SideInterpolater
 from prunefast.models.norm import GroupNormSiLU, group_count
 from prunefast.models.unet import AttentionBlock, ResidualBlock
 
@@ -71,9 +72,11 @@ def _widths_of(name: str, block: nn.Module) -> list[InnerWidth]:
         return [InnerWidth(name, name, layers, hidden, hidden // block.norm2.groups)]
     if isinstance(block, AttentionBlock):
         return [_attention_width(name, name, block)]
-    if isinstance(block, DiTBlock):
+    if isinstance(block, DiTBlock) and not isinstance(block, SideInterpolater):
         hidden = block.mlp1.out_features
         mlp = InnerWidth(f"{name}.mlp", name, (("mlp1", 0), ("mlp2", 1)), hidden, math.gcd(hidden, MLP_STEP))
+        if isinstance(block, PlacedBlock):  # whose heads have a bias of their own each
+            return [mlp]
         return [_attention_width(f"{name}.attention", name, block), mlp]
     return []
 

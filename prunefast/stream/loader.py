@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 
 from prunefast.data.buffers import Buffers
-from prunefast.data.dataset import ImageDataset
+from prunefast.data.dataset import ImageDataset, Windows
 from prunefast.data.table import worker_count
 from prunefast.errors import InputError
 from prunefast.stream.dali import DaliDecoder, DaliOptions
@@ -40,7 +40,8 @@ _Asked = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # positions, places, 
 class Batch:
     """B images with what a loss needs to know of them, all on the loader's device.
 
-    images    uint8 [B, 3, R, R], channels_last; of latents float32 [B, 2 C, R, R], means, then standard deviations
+    images    uint8 [B, 3, R, R], channels_last, or `windows` of them; of latents float32 [B, 2 C, R, R],
+              means, then standard deviations
     labels    int64 [B], -1 where the data set has none
     index     int64 [B], which item of the data set
     position  int64 [B], which image of the whole stream, over all ranks and epochs: the key of everything random
@@ -67,6 +68,9 @@ class CoresetLoader:
     batch_size   images a rank and step
     multiplier   begin -> how many times batch_size the batch has that begins at this position (default: 1, always);
                  Patch Diffusion's `PatchSchedule.multiplier`. A function of the position: resuming needs no more
+    windows      (begin, positions) -> (corners int32 [B, 2], size), or None for whole images: what of a batch's
+                 images is used. Where they are decoded for it (placement "disk"), only that is read, and `Batch.images`
+                 are the windows; elsewhere they are whole. Patch Diffusion's `PatchSchedule.windows`
     epochs       how often an iteration goes through the coreset; None: for ever, batches then cross the borders of
                  epochs. The last batch of a finite pass may be smaller; a rank for which nothing is left of it gets
                  none (under DDP use None).
@@ -109,6 +113,7 @@ class CoresetLoader:
         *,
         batch_size: int,
         multiplier: Callable[[int], int] | None = None,
+        windows: Callable[[int, np.ndarray], tuple[np.ndarray, int] | None] | None = None,
         seed: int = 0,
         shuffle: bool = True,
         epochs: int | None = None,
@@ -171,6 +176,7 @@ class CoresetLoader:
         self._index = torch.from_numpy(self._indices).to(self.device)
         needed = len(self._indices) * math.prod(data.row_shape) * data.row_dtype.itemsize
         self.placement, self.placement_reason = choose_placement(placement, needed, self.device, memory_budget_bytes)
+        self._windows = windows if self.placement == "disk" and loader == "native" and data.reads_windows else None
         self._resident: torch.Tensor | None = None
         self._packed: ImageDataset | None = None
         self._buffers = Buffers(pinned if self.device.type == "cuda" else None)
@@ -257,11 +263,12 @@ class CoresetLoader:
         def items_at(places: np.ndarray) -> np.ndarray:
             return places if self._packed else self._indices[places]
 
+        rank = self._position.rank
         waiting: list[_Asked] = []  # of what is being decoded
         steps = self._steps(end)
         upcoming = next(steps, None)
 
-        def parts() -> Iterator[np.ndarray]:
+        def parts() -> Iterator[np.ndarray | Windows]:
             """The next batch, and those after it that are known by now."""
             nonlocal upcoming
             first = True
@@ -269,7 +276,8 @@ class CoresetLoader:
                 positions, upcoming, first = upcoming, next(steps, None), False
                 places, factors = self._at(positions)
                 waiting.append((positions, places, factors))
-                yield items_at(places)
+                window = None if self._windows is None else self._windows(int(positions[0]) - rank, positions)
+                yield items_at(places) if window is None else Windows(items_at(places), *window)
 
         def decoded() -> Iterator[tuple[_Asked, np.ndarray]]:
             for _, images in data.decode_ahead(parts(), self.threads, self._buffers, replace):
@@ -278,7 +286,8 @@ class CoresetLoader:
         batches: Iterator[tuple[_Asked, torch.Tensor]]
         while upcoming is not None:
             if self._dali is not None:
-                batches = ((waiting.pop(0), images) for _, images in self._dali.decode_ahead(parts(), replace))
+                whole = cast(Iterator[np.ndarray], parts())  # windows are the native loader's
+                batches = ((waiting.pop(0), images) for _, images in self._dali.decode_ahead(whole, replace))
             elif self.device.type == "cuda":
                 batches = sent_ahead(decoded(), CudaCopies(self.device))
             else:
@@ -289,7 +298,7 @@ class CoresetLoader:
     def _batch(
         self, rows: torch.Tensor, places: torch.Tensor, positions: np.ndarray, factors: np.ndarray | None = None
     ) -> Batch:
-        """rows: [B, R, R, 3], or what the data set has; the permuted view is [B, 3, R, R] in channels_last already."""
+        """rows: [B, R, R, 3], windows, or what the data set has; permuted it is [B, 3, R, R], channels_last."""
         places = moved(places, self.device)
         weight = self._weights[places]
         if factors is not None:

@@ -57,7 +57,13 @@ class TrainConfig:
     dropout: float | None = None  # None: the preset's
     init_from: str | None = None  # begin with the averaged weights of this checkpoint, or those of a .safetensors file
     class_conditional: bool | Literal["auto"] = "auto"  # "auto": when the data has labels
-    label_drop: float = 0.1  # share of labels replaced by the null class, for classifier-free guidance (Ho & Salimans)
+    # a diffusers pipeline with tokenizer and CLIP text model: the network (a UNet2DConditionModel) is told the captions
+    # of the data in place of classes
+    text_encoder: str | None = None
+    caption_cache: bool = True  # every caption is encoded once, into OUT/captions.npy; False: with each batch
+    label_drop: float = (
+        0.1  # share of labels or captions replaced by the null class, for classifier-free guidance (Ho & Salimans)
+    )
 
     # diffusion
     process: str = "ddpm-linear"
@@ -86,8 +92,8 @@ class TrainConfig:
     patch_schedule: str = "stochastic"  # "progressive": from the smallest size to the largest over `images`
     patch_loss: str = "sum"  # over pixels, as the paper; "mean": small patches pull as hard as full images
 
-    # masked training (prunefast.diffusion.TokenMasking); models "maskdit-..." only
-    mask_ratio: float = 0.0  # share of the tokens that the encoder does not see; MaskDiT: 0.5
+    # masked training (prunefast.diffusion.TokenMasking); models "maskdit-..." and "mdt-..." only
+    mask_ratio: float = 0.0  # share of the tokens that the encoder does not see; MaskDiT: 0.5, MDT: 0.3
     mask_reconstruction: float = 0.0  # weight of reconstructing the masked input; MaskDiT: 0.1
     mask_images: int | None = None  # after so many images every token is seen (fine-tuning); None: masked to the end
 
@@ -209,6 +215,7 @@ _NOT_RECIPE = frozenset(
         *("init_from", "dynamic_prune_until"),
         *("batch_device", "parallel", "device", "compile", "deterministic"),
         *("placement", "loader", "on_unreadable", "threads"),
+        *("text_encoder", "caption_cache"),
         *("checkpoint_every_images", "checkpoint_every_seconds", "keep_checkpoints", "status_every_images"),
         *("ema_snapshots", "holdout", "holdout_every_images", "wandb"),
     }
@@ -502,6 +509,8 @@ _CHECKS: dict[str, typing.Callable[[str, Any], Any]] = {
     "init_from": _Optional(_text),
     "dropout": _Optional(_Number(0.0, 1.0)),
     "class_conditional": _flag_or_auto,
+    "text_encoder": _Optional(_text),
+    "caption_cache": _flag,
     "label_drop": _Number(0.0, 1.0),
     "process": _text,
     "prediction": _Optional(_text),

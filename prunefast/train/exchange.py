@@ -8,6 +8,7 @@ imports prunefast.
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from prunefast.data.latents import LatentScale
 from prunefast.diffusion import make_process
+from prunefast.encode.encoder import weights_digest
+from prunefast.encode.latents import Autoencoder
+from prunefast.encode.text import TextEncoder
 from prunefast.errors import InputError
-from prunefast.files import atomic_folder, make_folder, read_json
+from prunefast.files import atomic_folder, explain_os_error, make_folder, read_json
 from prunefast.models import UNet, build_model
 from prunefast.models.norm import GroupNormSiLU
 from prunefast.models.presets import PRESETS
@@ -35,7 +40,7 @@ DIFFUSERS_VERSION = "0.35.0"  # whose names are written; from_pretrained asks fo
 
 # predictions by diffusers' names
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
-SCHEDULES = {"ddpm-linear": "linear", "ddpm-cosine": "squaredcos_cap_v2"}
+SCHEDULES = {"ddpm-linear": "linear", "ddpm-scaled-linear": "scaled_linear", "ddpm-cosine": "squaredcos_cap_v2"}
 
 # layers of a block: ours -> theirs
 RESIDUAL = {"norm1": "norm1", "conv1": "conv1", "embedding": "time_emb_proj", "norm2": "norm2", "conv2": "conv2"}
@@ -75,6 +80,9 @@ def export_model(
         pf.export_model("run", "pipeline")
         diffusers.DDPMPipeline.from_pretrained("pipeline")(batch_size=4)
 
+    A model of captions and latents becomes a StableDiffusionPipeline, with copies of the autoencoder, the tokenizer and
+    the text model it was trained with.
+
     True where diffusers loads it alone; False where it needs trust_remote_code=True and prunefast (see above).
 
     Args:
@@ -96,8 +104,13 @@ def export_model(
             f"{checkpoint}: holds a network a timestep group; export them one by one: {checkpoint}/group-1"
         )
     path, state = find_checkpoint(checkpoint)
+    if state.get("text") is not None and state.get("latents") is not None:
+        _export_text_pipeline(path, state, out, ema)
+        return True
     if state.get("latents") is not None:
         raise InputError(f"{path}: makes latents, which a DDPMPipeline would show as images; there is no format for it")
+    if state.get("text") is not None:
+        raise InputError(f"{path}: makes images of captions, not latents; diffusers has no pipeline for it")
     scheduler = _scheduler(state["recipe"]["process"], state["recipe"]["prediction"])
     with torch.random.fork_rng(devices=[]):
         model = build_model(**state["model"])
@@ -199,6 +212,56 @@ def import_model(folder: str | os.PathLike[str], out: str | os.PathLike[str]) ->
     return save_checkpoint(make_folder(out / "train"), 0, state, model, ema, Updater(model, train_config), 1)
 
 
+def _export_text_pipeline(path: Path, state: Mapping[str, Any], out: Path, ema: bool) -> None:
+    """The folder that `StableDiffusionPipeline.from_pretrained` loads."""
+    latents, text = LatentScale(**state["latents"]), TextEncoder(state["text"]["folder"])
+    autoencoder = Autoencoder(latents.vae)
+    if text.digest() != state["text"]["digest"] or weights_digest(autoencoder.state_dict()) != latents.weights:
+        changed = latents.vae if text.digest() == state["text"]["digest"] else text.folder
+        raise InputError(f"{changed}: has other weights than at training")
+    if latents.shift:
+        raise InputError(
+            f"{path}: its latents have a shift of {latents.shift:g}, which a StableDiffusionPipeline lacks"
+        )
+    kind = type(autoencoder.vae).__name__
+    if kind != "AutoencoderKL":
+        raise InputError(f"{latents.vae}: is a {kind}; a StableDiffusionPipeline has an AutoencoderKL")
+    scheduler = _scheduler(state["recipe"]["process"], state["recipe"]["prediction"])
+    if scheduler["_class_name"] != "DDPMScheduler":
+        raise InputError(f"{path}: was trained by {state['recipe']['process']}; a StableDiffusionPipeline takes ddpm-*")
+    del scheduler["variance_type"]
+    # latents are not clipped; the offset is for a spacing that is not used, but the pipeline asks for it
+    scheduler |= {"_class_name": "DDIMScheduler", "clip_sample": False, "steps_offset": 1}
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(**state["model"])
+    load_weights(path, model, ema=ema)
+    network: Any = model.network
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        **{part: [None, None] for part in ("feature_extractor", "safety_checker", "image_encoder")},
+        "requires_safety_checker": False,
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", type(network).__name__],
+        "vae": ["diffusers", kind],
+    }
+    with atomic_folder(out) as folder:
+        for name in ("unet", "scheduler"):
+            (folder / name).mkdir()
+        try:
+            shutil.copytree(autoencoder.folder, folder / "vae")
+            for part in ("tokenizer", "text_encoder"):
+                shutil.copytree(text.folder / part, folder / part)
+        except OSError as error:
+            raise explain_os_error(error, out) from None
+        _write(folder / "model_index.json", index)
+        _write(folder / "scheduler" / "scheduler_config.json", scheduler)
+        _write(folder / "unet" / "config.json", state["model"]["network"])
+        weights = {name: tensor.cpu().contiguous() for name, tensor in named_weights(network).items()}
+        save_file(weights, folder / "unet" / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
 _BUILDERS = ("name", "image_size", "channels", "num_classes", "dropout")
 
 
@@ -211,14 +274,15 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _scheduler(process: str, prediction: str) -> dict[str, Any]:
-    if process in SCHEDULES:
+    base = process.partition(":")[0]
+    if base in SCHEDULES:
         made: Any = make_process(process)
         return {
             "_class_name": "DDPMScheduler",
             "num_train_timesteps": made.steps,
             "beta_start": made.beta_start,
             "beta_end": made.beta_end,
-            "beta_schedule": SCHEDULES[process],
+            "beta_schedule": SCHEDULES[base],
             "prediction_type": PREDICTIONS[prediction],
             "variance_type": "fixed_small",
             "clip_sample": True,
@@ -239,7 +303,7 @@ def _process(scheduler: Any, folder: Path) -> tuple[str, str]:
     if kind in ("DDPMScheduler", "DDIMScheduler"):
         for process, schedule in SCHEDULES.items():
             wanted = _scheduler(process, "eps")
-            ends = ("num_train_timesteps", *(("beta_start", "beta_end") if schedule == "linear" else ()))
+            ends = ("num_train_timesteps", *(("beta_start", "beta_end") if process != "ddpm-cosine" else ()))
             defaults = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
             same = all(scheduler.get(key, defaults[key]) == wanted[key] for key in ends)
             if scheduler.get("beta_schedule", "linear") == schedule and same:

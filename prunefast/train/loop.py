@@ -370,6 +370,7 @@ class _Run:
             "model": self.parts.model.config,
             "classes": list(self.plan.data.classes),
             "latents": None if self.plan.latents is None else dataclasses.asdict(self.plan.latents),
+            "text": None if self.plan.text is None else self.plan.text.record(),
             "recipe": self.plan.recipe,
             "config": self.config.to_dict(),
             **self.extra_state(),

@@ -66,6 +66,8 @@ def load_network(
     """
     path, state = find_checkpoint(checkpoint)
     recipe, network = state["recipe"], state["model"]
+    if state.get("text") is not None:
+        raise InputError(f"{path}: was trained on captions, which is not measured with here; give one without them")
     with torch.random.fork_rng(devices=[]):  # fresh weights are drawn before the checkpoint's are read over them
         model = build_model(**network)
     load_weights(path, model, ema=ema)

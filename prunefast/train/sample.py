@@ -17,6 +17,7 @@ from prunefast.diffusion import GroupedDenoiser, TimestepGroups, make_process
 from prunefast.diffusion.samplers import SAMPLERS, Denoiser, sample_images
 from prunefast.encode.encoder import weights_digest
 from prunefast.encode.latents import Autoencoder
+from prunefast.encode.text import EMPTY, TextEncoder
 from prunefast.errors import InputError, InputTypeError, MachineError
 from prunefast.files import (
     TEMPORARY_PREFIX,
@@ -30,6 +31,7 @@ from prunefast.files import (
 )
 from prunefast.models import ModuleNetwork, build_model
 from prunefast.models.adapter import MODULE
+from prunefast.models.prompted import PromptedNetwork
 from prunefast.progress import progress as show_progress
 from prunefast.train.experts import find_experts, is_tdc_folder
 from prunefast.train.state import find_checkpoint, load_weights
@@ -54,6 +56,8 @@ def sample(
     progress: bool = False,
     model: nn.Module | None = None,
     vae: str | os.PathLike[str] | None = None,
+    prompts: str | Sequence[str] | None = None,
+    text_encoder: str | os.PathLike[str] | None = None,
 ) -> np.ndarray:
     """Images of a trained model, uint8 [n, R, R, 3].
 
@@ -77,6 +81,8 @@ def sample(
         ema: the averaged weights; False: the raw ones.
         vae: of a model of latents, the folder of the autoencoder that decodes them; None: where it was at training.
         model: the module that was trained, where it was one of your own; the weights are read into it.
+        prompts: of a model that was trained on captions: image k is of prompt k mod their number.
+        text_encoder: its text model, the folder of the pipeline; None: where it was at training.
 
     Raises:
         InputError: no whole checkpoint there, an option out of range, or a folder of other samples.
@@ -96,6 +102,13 @@ def sample(
             else "is of a network by name; leave model out"
         )
         raise InputError(f"model: {path} {need}")
+    table = texts = None
+    if state.get("text") is not None:
+        texts = _check_prompts(prompts, path)
+        table = _embed(texts, state["text"], text_encoder)
+    elif prompts is not None or text_encoder is not None:
+        key = "prompts" if prompts is not None else "text_encoder"
+        raise InputError(f"{key}: the model of {path} was not trained on captions; leave {key} out")
     latents = None if state.get("latents") is None else LatentScale(**state["latents"])
     if latents is None and vae is not None:
         raise InputError(f"vae: the model of {path} makes images, not latents; leave it out")
@@ -106,7 +119,7 @@ def sample(
     except (MemoryError, ValueError):
         raise MachineError(f"n is {n}: so many images do not fit into memory; sample fewer at a time") from None
     classes = resolve_labels(labels, int(n), network["num_classes"], state["classes"])
-    if network["num_classes"] is None and guidance != 1.0:
+    if network["num_classes"] is None and guidance != 1.0 and table is None:
         raise InputError(f"guidance is {guidance:g}: the model of {path} has no classes; leave guidance at 1")
     protocol = {
         "n": int(n),
@@ -125,6 +138,8 @@ def sample(
     }
     if sampler == "ddpm" and network.get("learn_sigma"):
         protocol["variance"] = "learned"
+    if texts is not None:
+        protocol |= {"prompts": texts, "text_encoder_weights": state["text"]["digest"]}
     decoder = None
     if latents is not None:
         if not latents.vae and vae is None:
@@ -140,13 +155,43 @@ def sample(
     target = pick_device(device)
     if out is None:
         return _fill(
-            paths, state, images, None, protocol, classes, target, guidance, batch_size, progress, model, decoder
+            paths, state, images, None, protocol, classes, target, guidance, batch_size, progress, model, decoder, table
         )
     with lock_folder(make_folder(out), "sampling"):
         files = _SampleFolder(Path(out), protocol, classes, state["classes"])
         return _fill(
-            paths, state, images, files, protocol, classes, target, guidance, batch_size, progress, model, decoder
+            paths,
+            state,
+            images,
+            files,
+            protocol,
+            classes,
+            target,
+            guidance,
+            batch_size,
+            progress,
+            model,
+            decoder,
+            table,
         )
+
+
+def _check_prompts(prompts: Any, path: Path) -> list[str]:
+    texts = [prompts] if isinstance(prompts, str) else list(prompts or ())
+    if not texts:
+        raise InputError(f"prompts: the model of {path} was trained on captions; say what to show (--prompt)")
+    for text in texts:
+        if not isinstance(text, str):
+            raise InputTypeError(f"prompts: {text!r} is no text")
+    return texts
+
+
+def _embed(texts: list[str], record: dict[str, str], folder: str | os.PathLike[str] | None) -> torch.Tensor:
+    """[P + 1, tokens, width]: of the texts and of none."""
+    encoder = TextEncoder(record["folder"] if folder is None else folder)
+    if encoder.digest() != record["digest"]:
+        raise InputError(f"text_encoder: {encoder.folder} has other weights than the one of training")
+    return encoder([*texts, EMPTY])
 
 
 def find_model(path: Path) -> tuple[list[Path], dict[str, Any]]:
@@ -165,10 +210,12 @@ def load_denoiser(
     device: torch.device,
     guidance: float = 1.0,
     module: nn.Module | None = None,
+    prompts: torch.Tensor | None = None,
 ) -> Denoiser | GroupedDenoiser:
     """The networks of `find_model`, with their weights on `device`, as a sampler asks them.
 
     module: the user's own network, where the checkpoint is of one.
+    prompts: embeddings [P + 1, tokens, width] of a model of captions, which the labels number; the last: no text.
     """
     process, prediction = make_process(state["recipe"]["process"]), state["recipe"]["prediction"]
     denoisers = []
@@ -182,6 +229,9 @@ def load_denoiser(
                 model = build_model(**network)
         load_weights(path, model, ema=ema)
         model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        if prompts is not None:
+            rows = prompts.to(device)
+            model = PromptedNetwork(model, lambda numbers, rows=rows: rows.index_select(0, numbers), len(rows) - 1)
         denoisers.append(Denoiser(model, process, prediction, guidance))
     if "edges" in state:
         return GroupedDenoiser(TimestepGroups(process, tuple(state["edges"])), denoisers)
@@ -201,12 +251,17 @@ def _fill(
     progress: bool,
     module: nn.Module | None,
     decoder: Autoencoder | None,
+    prompts: torch.Tensor | None,
 ) -> np.ndarray:
     """Put every image of `protocol` into `images`: read where the folder has it, else made and written there."""
     n, recipe, network = len(images), state["recipe"], state["model"]
     missing = [k for k in range(n) if files is None or not files.read(k, images[k])]
     if missing:
-        denoiser = load_denoiser(paths, state, ema=protocol["ema"], device=target, guidance=guidance, module=module)
+        denoiser = load_denoiser(
+            paths, state, ema=protocol["ema"], device=target, guidance=guidance, module=module, prompts=prompts
+        )
+        if prompts is not None:
+            classes = np.arange(n) % (len(prompts) - 1)
         with show_progress("sample", len(missing), silent=not progress) as bar:
             # whole batches of the same cut every time: what a second call makes has the bits of the first
             for begin in sorted({k - k % batch_size for k in missing}):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,12 @@ from prunefast.data.latents import LatentDataset, LatentScale
 from prunefast.diffusion import DenoisingLoss, HybridLoss, PatchSchedule, TokenMasking
 from prunefast.diffusion.patches import LATENT_LEVELS, PIXEL_LEVELS
 from prunefast.errors import InputError
-from prunefast.models import MaskedDiT, ModuleNetwork, build_model, count_parameters
+from prunefast.models import MDT, MaskedDiT, ModuleNetwork, build_model, count_parameters
 from prunefast.models.adapter import takes_labels
 from prunefast.select import Coreset
 from prunefast.stream import CoresetLoader, DynamicPruning
 from prunefast.stream.draw import make_draw
+from prunefast.train.captions import TextCondition, make_text
 from prunefast.train.config import TrainConfig, read_class_weights, recipe
 from prunefast.train.ema import Ema, named_weights
 from prunefast.train.events import load_wandb
@@ -88,6 +90,7 @@ class Plan:
     model: nn.Module  # on the CPU
     recipe: dict[str, Any]
     class_weights: list[float] | None = None
+    text: TextCondition | None = None  # None: the network is told no captions
     groups: np.ndarray | None = None  # int64 [N], what the class weights are of
     holdout: Holdout | None = None
 
@@ -104,6 +107,7 @@ _DETAILS = {
     "patch_p": ("patch_levels", "patch_multiply", "patch_schedule", "patch_loss"),
     "mask_ratio": ("mask_reconstruction", "mask_images"),
     "dynamic_prune": ("dynamic_prune_until",),
+    "text_encoder": ("caption_cache",),
     "class_weights": ("class_weights_in",),
     "holdout": ("holdout_every_images",),
 }
@@ -144,7 +148,8 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module:
     weighting = pick_weighting(config.weighting, config.weighting_gamma)
     described = (config.process, config.prediction, weighting)  # class weights act at the loader
     loss = HybridLoss(*described, bound_weight=config.bound_weight) if config.learn_sigma else DenoisingLoss(*described)
-    conditional = config.class_conditional is not False and data.labels is not None
+    text = make_text(config, data, module)
+    conditional = config.class_conditional is not False and data.labels is not None and text is None
     if module is not None and config.class_conditional == "auto" and conditional:
         conditional = takes_labels(module)
     num_classes = len(data.classes) if conditional else None
@@ -160,9 +165,11 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module:
         if config.model_options.get(key, value) != value:
             raise InputError(f"model_options.{key}: follows from the data and the other options; leave it out")
     options.pop("image_size", None)
+    if text is not None:
+        options["text_width"] = text.encoder.width
     patches = make_patches(config, data.image_size, PIXEL_LEVELS if latents is None else LATENT_LEVELS)
     if patches is not None:
-        if config.model.startswith("maskdit"):
+        if config.model.startswith(("maskdit", "mdt")):
             raise InputError(f"patch_p: {config.model} takes no coordinates; leave patch_p out, or take another model")
         options.setdefault("coordinates", True)
     if config.learn_sigma:
@@ -203,6 +210,8 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module:
     if latents is not None:
         # a mirrored latent is not the latent of the mirrored image
         resolved |= {"flip": False, "latents": latents.weights, "latent_scale": [latents.scale, latents.shift]}
+    if text is not None:
+        resolved |= {"captions": text.captions.digest, "text_encoder": text.encoder.digest()}
     return Plan(
         config=config,
         data=data,
@@ -217,6 +226,7 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module:
         recipe=resolved,
         class_weights=class_weights,
         groups=groups,
+        text=text,
         holdout=holdout,
     )
 
@@ -242,11 +252,16 @@ def make_masking(config: TrainConfig, model: nn.Module, image_size: int) -> Toke
     """The masks of a run, None without `mask_ratio`."""
     if config.mask_ratio == 0:
         return None
-    if not isinstance(model, MaskedDiT):
-        raise InputError(f'mask_ratio: {config.model} takes no mask; give a model "maskdit-...", or leave it out')
-    if config.learn_sigma:
+    if not isinstance(model, MaskedDiT | MDT):
+        raise InputError(
+            f'mask_ratio: {config.model} takes no mask; give a model "maskdit-..." or "mdt-...", or leave it out'
+        )
+    side = isinstance(model, MDT)
+    if config.learn_sigma and not side:
         raise InputError("mask_ratio: does not go with learn_sigma; leave one of them out")
-    return TokenMasking(image_size, model.patch_size, config.mask_ratio, config.mask_reconstruction, config.seed)
+    if config.mask_reconstruction and side:
+        raise InputError(f"mask_reconstruction: is MaskDiT's; {config.model} reconstructs nothing, leave it out")
+    return TokenMasking(image_size, model.patch_size, config.mask_ratio, config.mask_reconstruction, config.seed, side)
 
 
 def make_patches(config: TrainConfig, image_size: int, levels: int) -> PatchSchedule | None:
@@ -327,11 +342,13 @@ def make_step(
     """The training step of a plan for `network` on its device; seed None: the run's."""
     config = plan.config
     network_config: dict[str, Any] = plan.model.config  # type: ignore[assignment]
+    text = plan.text
     return TrainingStep(
-        network,
+        network if text is None else text.network(network, plan.device),
         plan.loss.to(plan.device),
         seed=config.seed if seed is None else seed,
-        num_classes=plan.num_classes,
+        num_classes=plan.num_classes if text is None else text.captions.null,
+        captions=None if text is None else text.numbers(plan.device),
         label_drop=config.label_drop,
         flip=config.flip and plan.latents is None,
         precision=plan.recipe["precision"],
@@ -386,6 +403,7 @@ def build_parts(plan: Plan) -> Parts:
         rank=here.rank,
         world_size=here.size,
         multiplier=None if plan.patches is None else plan.patches.multiplier,
+        windows=None if plan.patches is None else partial(plan.patches.windows, flip=step.flip),
         seed=config.seed,
         threads=config.threads,
         device=device,

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from prunefast import ops
 from prunefast.data.latents import LatentScale
 from prunefast.diffusion import DenoisingLoss, Patch, PatchSchedule, TokenMasking, Weighting, make_weighting
+from prunefast.diffusion.patches import crop_coordinates
 from prunefast.errors import InputError
 from prunefast.models.dropout import dropout_layers, keyed_dropout
 from prunefast.ops.philox import Stream
@@ -89,6 +90,7 @@ class TrainingStep:
         loss: holds the process, the prediction, the weighting and class weights.
         seed: of all Philox streams.
         num_classes: None: unconditional. Label `num_classes` is the null class.
+        captions: int64 [N], the number of each item's caption, which takes the place of its label; None: labels.
         label_drop: share of labels replaced by the null class, once, at the input.
         flip: mirror each image with probability 1/2.
         precision: "bf16" or "fp32".
@@ -108,6 +110,7 @@ class TrainingStep:
         *,
         seed: int,
         num_classes: int | None,
+        captions: Tensor | None = None,
         label_drop: float,
         flip: bool,
         precision: str,
@@ -123,6 +126,7 @@ class TrainingStep:
         self.loss = loss
         self.seed = seed
         self.num_classes = num_classes
+        self.captions = captions
         self.label_drop = label_drop
         self.flip = flip
         self.precision = precision
@@ -135,7 +139,8 @@ class TrainingStep:
         self.observe = observe
 
     def __call__(self, batch: "Batch", patch: Patch | None = None, masked: bool = True) -> Tensor:
-        """The loss of a batch (images uint8 [B, C, R, R] on the device), a float32 scalar with its graph.
+        """The loss of a batch (images uint8 [B, C, R, R], or the crops of this step, on the device), a float32 scalar
+        with its graph.
 
         patch: the size of this step, of `patches`. masked: whether `masking` masks this step.
         """
@@ -152,6 +157,9 @@ class TrainingStep:
         flip = self._uniform(position, Stream.FLIP) < 0.5 if self.flip else None
         boxes = self.patches.boxes(patch, position) if self.patches is not None and patch is not None else None
         shape = images.shape if boxes is None else (*images.shape[:2], boxes.height, boxes.width)
+        placed = None
+        if boxes is not None and images.shape[-1] == boxes.width:  # the loader read the crops alone
+            placed, boxes = boxes, None
         # Regenerating noise inside a kernel is free on a GPU, which waits for memory, and not on a CPU.
         noise = (self.seed, position) if device.type == "cuda" else ops.randn_philox(shape, self.seed, position)
         alpha, sigma = process.input_coefficients(time)
@@ -162,13 +170,16 @@ class TrainingStep:
             noise,
             boxes=boxes,
             flip=flip,
-            coordinates=self.coordinates,
+            coordinates=self.coordinates and placed is None,
             dtype=torch.bfloat16 if self.precision == "bf16" else torch.float32,
             memory_format=torch.channels_last,
         )
+        if placed is not None and self.coordinates and self.patches is not None:
+            where = crop_coordinates(placed.corner, placed.width, self.patches.image_size, x.dtype)
+            x = torch.cat((x, where), dim=1).contiguous(memory_format=torch.channels_last)
         labels = None
         if self.num_classes is not None:
-            labels = batch.labels
+            labels = batch.labels if self.captions is None else self.captions[batch.index]
             if self.label_drop > 0:
                 dropped = self._uniform(position, Stream.LABEL_DROP) < self.label_drop
                 labels = torch.where(dropped, self.num_classes, labels)
@@ -181,8 +192,13 @@ class TrainingStep:
         dropout = keyed_dropout(dropout_layers(self.network), self.seed, position)
         with autocast(device, self.precision), dropout:
             prediction = self.network(x, process.network_time(time), labels, **told)
+            unmasked = None
+            if masking is not None and masking.side:
+                unmasked = self.network(x, process.network_time(time), labels)
         if masking is not None:
             target = (images, noise, time, batch.labels, batch.weight)
+            if unmasked is not None:
+                return (self.loss(prediction, *target, flip=flip) + self.loss(unmasked, *target, flip=flip)) / 2
             return masking.loss(self.loss, prediction, told["visible"], x, *target, flip=flip)
         weight = batch.weight if patch is None or patch.loss_weight == 1 else batch.weight * patch.loss_weight
         if self.observe is None:

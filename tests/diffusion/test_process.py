@@ -148,7 +148,7 @@ def test_edm_and_flow_grids():
 
 def test_make_process():
     assert [make_process(name).name for name in NAMES] == list(NAMES)
-    assert [make_process(name).default_prediction for name in NAMES] == ["eps", "eps", "flow", "edm"]
+    assert [make_process(name).default_prediction for name in NAMES] == ["eps", "eps", "eps", "flow", "edm"]
     process = make_process("ddpm-cosine", steps=100)
     assert make_process(process) is process
     assert len(process.betas()) == 100

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from prunefast.errors import InputError
 from prunefast.models import MaskedDiT
@@ -66,3 +67,49 @@ def test_masked_then_unmasked(data, make_masked, monkeypatch, tmp_path):
 def test_options_that_cannot_be(options, message, data, make_masked):
     with pytest.raises(InputError, match=message):
         train(make_masked(**options), data)
+
+
+def test_mdt_trains_on_both_passes(data, make_config, monkeypatch):
+    """The mean of the plain losses with the mask and without it, by hand; and a run in the loop, sampled from."""
+    from prunefast.models import MDT
+    from prunefast.train.setup import build_parts, make_plan, open_inputs
+
+    options = {"model": "mdt-tiny/2", "model_options": {"depth": 3, "width": 16, "heads": 2, "decoder_depth": 1}}
+    config = make_config(**options, mask_ratio=0.3, dropout=None)
+    parts = build_parts(make_plan(config, *open_inputs(config, data, None)))
+    with torch.no_grad():  # its output starts at zero
+        for parameter in parts.model.parameters():
+            parameter.add_(0.1)
+    batch = next(iter(parts.loader))
+    outputs = []
+    parts.model.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    targets = []
+    original = parts.step.loss.forward
+
+    def forward(pred, *target, **options):
+        targets.append((target, options))
+        return original(pred, *target, **options)
+
+    monkeypatch.setattr(parts.step.loss, "forward", forward)
+    loss = parts.step(batch)
+    assert len(outputs) == 2
+    assert not torch.equal(outputs[0], outputs[1])
+    expected = [original(output, *target, **extra) for output, (target, extra) in zip(outputs, targets, strict=True)]
+    assert loss.item() == pytest.approx(sum(v.item() for v in expected) / 2)
+    outputs.clear()
+    parts.step(batch, masked=False)
+    assert len(outputs) == 1
+
+    seen = []
+    plain = MDT.forward
+    monkeypatch.setattr(
+        MDT, "forward", lambda self, x, time, labels=None, visible=None: seen.append(visible is None)
+        or plain(self, x, time, labels, visible),
+    )  # fmt: skip
+    train(config, data)
+    assert seen.count(True) == seen.count(False) == 12
+    assert sample(config.out, 2, steps=2).shape == (2, 8, 8, 3)
+    with pytest.raises(InputError, match="mask_reconstruction: is MaskDiT's"):
+        train(make_config(**options, mask_ratio=0.3, mask_reconstruction=0.1, dropout=None), data)
+    with pytest.raises(InputError, match="patch_p: mdt-tiny/2 takes no coordinates"):
+        train(make_config(**options, patch_p=0.5, dropout=None), data)
