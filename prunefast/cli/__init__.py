@@ -15,9 +15,10 @@ from types import FrameType
 from typing import NoReturn
 
 import prunefast
-from prunefast.distributed import on_main, world
-from prunefast.errors import InputError, PrunefastError
+from prunefast.distributed import world
+from prunefast.errors import PrunefastError
 from prunefast.files import explain_os_error
+from prunefast.together import lead
 from prunefast.waiting import wait_briefly
 
 # command -> one line of help, in the order of the work
@@ -41,8 +42,9 @@ COMMANDS = {
     "doctor": "show which backends are live, and why the others are not",
 }
 
-# Under torchrun one process does these, and the others wait for it: what they write is the same for any number of them.
-ON_MAIN = ("embed", "score", "select")
+# Under torchrun one process does these and writes; the others help it where a step goes through the images
+# (`prunefast.together`). What is written is the same for any number of them.
+LED = ("embed", "score", "dedup", "select", "export", "report")
 
 INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
 
@@ -123,10 +125,8 @@ def _call(options: argparse.Namespace) -> int:
     warnings.showwarning = lambda message, *_args, **_kwargs: print(f"note: {_one_line(message)}", file=sys.stderr)
     warnings.simplefilter("default", UserWarning)
     try:
-        if options.command in ON_MAIN and world().size > 1:
-            if getattr(options, "checkpoint", None):
-                raise InputError("--checkpoint: is scored by one process here; start without torchrun")
-            return on_main(lambda: options.call(options) or 0)
+        if options.command in LED and world().size > 1:
+            return lead(lambda: options.call(options) or 0)
         return options.call(options) or 0
     except PrunefastError as error:
         failure: BaseException = error

@@ -21,7 +21,7 @@ from prunefast.score.combine import ranks
 from prunefast.score.features import classes_of
 from prunefast.score.random import random_scores
 from prunefast.select import budget
-from prunefast.select.request import Choice, Request, check_choice, check_number, check_whole
+from prunefast.select.request import Choice, Request, check_choice, check_share, check_whole
 
 DIRECTION = "the score given; a random sample over its whole range is kept, without the lowest"
 HIGH_DIRECTION = "the score given; a random sample over its whole range is kept, without the highest"
@@ -44,9 +44,7 @@ class StratifiedOptions:
     def __post_init__(self) -> None:
         check_whole("strata", self.strata)
         if self.beta is not None:
-            check_number("beta", self.beta, 0)
-            if self.beta >= 1:
-                raise InputError(f"beta: must be below 1, not {self.beta!r}")
+            check_share("beta", self.beta)
         check_choice("hard", self.hard, ("low", "high"))
         check_choice("scale", self.scale, ("score", "rank"))
 
@@ -62,15 +60,9 @@ def choose(request: Request) -> Choice:
         free = positions if none_forced else positions[~forced[positions]]
         left = want - int(request.must_keep[positions].sum())
         beta = _beta(want / len(positions)) if options.beta is None else options.beta
-        hardest = int(beta * len(free))
-        if len(free) - hardest < left:
-            raise InputError(
-                f"beta: {beta:g} of {len(free)} images leaves {len(free) - hardest} for a budget of {left}; "
-                "lower beta or keep"
-            )
-        rest = _easiest(request.scores, free, len(free) - hardest, options.hard)
+        rest = without_hardest(request.scores, free, beta, left, options.hard)
         scaled = request.scores[rest] if options.scale == "score" else ranks(request.scores[rest])
-        number, counts = _strata(scaled, options.strata, left, options.hard)
+        number, counts = strata_of(scaled, options.strata, left, options.hard)
         del scaled
         picked[rest[_top(drawn[rest], number, counts)]] = True
     direction = DIRECTION if options.hard == "low" else HIGH_DIRECTION
@@ -86,15 +78,21 @@ def _top(values: np.ndarray, groups: np.ndarray, quota: np.ndarray) -> np.ndarra
     return budget.top_of_groups(values, groups, quota, nothing, nothing)
 
 
-def _easiest(scores: np.ndarray, positions: np.ndarray, n: int, hard: str) -> np.ndarray:
-    """The n easiest of `positions`, ties to the smallest index, ascending."""
+def without_hardest(scores: np.ndarray, positions: np.ndarray, beta: float, left: int, hard: str) -> np.ndarray:
+    """`positions` (ascending) less the `beta` share that is hardest, the highest index of equal ones first; InputError
+    where fewer than `left` remain."""
+    n = len(positions) - int(beta * len(positions))
+    if n < left:
+        raise InputError(
+            f"beta: {beta:g} of {len(positions)} images leaves {n} for a budget of {left}; lower beta or keep"
+        )
     if n == len(positions):
         return positions
     easy = scores[positions] if hard == "low" else -scores[positions]
     return positions[_top(easy, np.zeros(len(easy), dtype=np.uint8), np.array([n]))]
 
 
-def _strata(values: np.ndarray, strata: int, n: int, hard: str) -> tuple[np.ndarray, np.ndarray]:
+def strata_of(values: np.ndarray, strata: int, n: int, hard: str) -> tuple[np.ndarray, np.ndarray]:
     """The stratum of every value (counted from the hard end; `values` are overwritten), and how many of each stratum
     are kept, int64 [strata]; they sum to n."""
     counts = np.zeros(strata, dtype=np.int64)
