@@ -204,7 +204,7 @@ def test_d2_in_strata_without_the_hardest(make_data, features):
     assert 119 not in forced.indices
     one = select(data, **wanted, keep_n=30, beta=0.5, gamma=1e9)
     assert set(one.indices) == set(select(data, **wanted, keep_n=30, must_drop=np.arange(60), gamma=1e9).indices)
-    with pytest.raises(InputError, match="beta: 0.9 of 120 images leaves 12 for a budget of 40"):
+    with pytest.raises(InputError, match="leaves 12 for a budget of 40"):
         select(data, **wanted, keep_n=40, beta=0.9)
 
 
