@@ -47,7 +47,7 @@ def check_labels(labels: Any, rows: int) -> np.ndarray | None:
         raise InputError(f"labels: {len(array)} of them for {rows} images")
     if len(array) and array.min() < 0:
         raise InputError(f"labels: {array.min()} is negative; classes are numbered from 0")
-    return array.astype(np.int64)
+    return array.astype(np.int64, copy=False)
 
 
 def check_seed(seed: Any) -> int:

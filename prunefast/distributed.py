@@ -365,7 +365,8 @@ def all_gather_rows(rows: Any) -> Any:
     row_bytes = mine.element_size() * int(np.prod(mine.shape[1:]))
     counts = [shape[0] for _, shape in shapes]
     sent = mine.new_zeros(max(counts) * row_bytes, dtype=torch.uint8)  # bytes: gloo and NCCL lack some dtypes
-    sent[: mine.shape[0] * row_bytes] = mine.reshape(-1).view(torch.uint8)
+    if mine.numel():  # NumPy's empty arrays have strides that torch cannot view
+        sent[: mine.shape[0] * row_bytes] = mine.reshape(-1).view(torch.uint8)
     received = [torch.empty_like(sent) for _ in counts]
     with losses_named():
         dist.all_gather(received, sent)

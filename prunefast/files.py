@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from typing import Any
 from prunefast.errors import InputError, MachineError
 
 TEMPORARY_PREFIX = ".prunefast-tmp-"
+_PART_PREFIX = ".prunefast-part-"  # folders that the same work, started again, goes on in
 
 
 def explain_os_error(error: OSError, path: Path) -> Exception:
@@ -51,6 +53,13 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync_files(folder: Path) -> None:
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    _sync_folder(folder)
 
 
 @contextlib.contextmanager
@@ -94,10 +103,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise explain_os_error(error, path) from None
     try:
         yield temporary
-        for file_path in sorted(p for p in temporary.rglob("*") if p.is_file()):
-            with open(file_path, "rb") as file:
-                os.fsync(file.fileno())
-        _sync_folder(temporary)
+        _sync_files(temporary)
         before = path.with_name(f"{temporary.name}-before")
         if path.is_dir():
             os.replace(path, before)  # not removed: no time passes until the other has its name
@@ -113,6 +119,35 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise explain_os_error(error, path) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def resumable_folder(path: str | os.PathLike[str], work: str) -> Iterator[Path]:
+    """Like `atomic_folder`, but what an interrupt or a kill leaves is found again by the same `work` (any text that
+    names it) on the same `path`. An error removes it.
+
+    So whoever fills the folder writes each file in it whole (`atomic_path`), and looks first what is there.
+    """
+    path = Path(path)
+    make_folder(path.parent)
+    digest = hashlib.sha256(f"{path.name}\n{work}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    part = make_folder(path.parent / f"{_PART_PREFIX}{digest}")
+    with lock_folder(part, "writing"):
+        try:
+            for folder in [part, *(p for p in part.rglob("*") if p.is_dir())]:
+                remove_leftovers(folder)
+            yield part
+            _sync_files(part)
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(part, path)
+            _sync_folder(path.parent)
+        except OSError as error:
+            shutil.rmtree(part, ignore_errors=True)
+            raise explain_os_error(error, path) from error
+        except Exception:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

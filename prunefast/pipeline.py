@@ -6,6 +6,7 @@ Every step looks first at what lies in the folder. Where the same work is done a
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import time
@@ -19,6 +20,7 @@ from prunefast.checks import check_features
 from prunefast.data import ImageDataset, open_dataset, open_run_dataset
 from prunefast.dedup import Deduplication, deduplicate
 from prunefast.dedup.deduplicate import ask, survivor_rank
+from prunefast.distributed import is_main
 from prunefast.encode import embed, open_features
 from prunefast.errors import InputError
 from prunefast.evaluate import Evaluation, evaluate
@@ -40,9 +42,10 @@ from prunefast.score.parquet_file import to_json
 from prunefast.score.surrogate import SURROGATES, Checkpoints, resolve_checkpoints, surrogate_score
 from prunefast.score.table import load_manifests, load_scores, save_scores
 from prunefast.select import SELECTIONS, Coreset, select
-from prunefast.select.budget import index_mask
+from prunefast.select.budget import index_mask, number_kept
 from prunefast.select.compare import check_rate, compare
 from prunefast.select.selection import check_selection
+from prunefast.together import handed_out
 from prunefast.train import TrainConfig, sample, train
 from prunefast.train.sample import PROTOCOL_FILE, check_sampling
 from prunefast.train.setup import check_training
@@ -211,9 +214,15 @@ def surrogate_run(
     known = load_manifests(run.scores, data).get(method) if run.scores.exists() else None
     repeated = known is not None and _agrees(known, manifest)
     if not repeated:
-        arguments = {"method": method, "seed": seed, "device": device, "progress": progress, **options}
-        save_scores(run.scores, data, method, surrogate_score(data, paths, **arguments), manifest)
+        arguments = {"method": method, "seed": seed, "device": device, **options}
+        job = functools.partial(_surrogate_scores, run.items, paths, arguments, progress)
+        save_scores(run.scores, data, method, handed_out(job), manifest)
     return Outcome(f"{len(data):,} scores, {method}, {len(paths)} checkpoint(s)", manifest, repeated)
+
+
+def _surrogate_scores(items: Path, paths: Checkpoints, arguments: Mapping[str, Any], progress: bool) -> np.ndarray:
+    """On any rank: it opens the data itself, which may be too large to be sent."""
+    return surrogate_score(open_run_dataset(items), paths, progress=progress and is_main(), **arguments)
 
 
 def column_run(
@@ -459,6 +468,8 @@ def select_run(
     if duplicates is not None:
         request["dedup"] = [duplicates.level, duplicates.threshold, duplicates.digest]
         dropped = index_mask("must_drop", (forced or {}).get("must_drop"), len(data)) | ~duplicates.keep
+        if "threshold" not in budget:
+            _check_left(int((~dropped).sum()), number_kept(len(data), budget.get("keep"), budget.get("keep_n")))
         arguments |= {"must_drop": dropped, "groups": duplicates.groups}
     repeated = path.exists() and _agrees(Coreset.load(path, data).manifest.get("request"), request)
     if repeated:
@@ -470,6 +481,14 @@ def select_run(
         coreset.save(path)
     facts = {"kept": len(coreset), "images": len(data), "method": method, "counts": coreset.counts_per_class()}
     return Outcome(coreset.summary().splitlines()[0], facts, repeated)
+
+
+def _check_left(left: int, n: int) -> None:
+    if left < n:
+        raise InputError(
+            f"--dedup: what it kept are {left:,} images for a budget of {n:,}; lower the budget, or move the threshold "
+            "of prunefast dedup"
+        )
 
 
 def compare_run(

@@ -15,9 +15,10 @@ from types import FrameType
 from typing import NoReturn
 
 import prunefast
-from prunefast.distributed import losses_named, on_main, was_heard, world
+from prunefast.distributed import losses_named, was_heard, world
 from prunefast.errors import InputError, PrunefastError
 from prunefast.files import explain_os_error
+from prunefast.together import lead
 from prunefast.waiting import wait_briefly
 
 # command -> one line of help, in the order of the work
@@ -42,8 +43,8 @@ COMMANDS = {
     "doctor": "show which backends are live, and why the others are not",
 }
 
-# Under torchrun all processes work on these; the others are done by one while the rest wait for it, and what it writes
-# is the same for any number of them.
+# Under torchrun all processes work on these. Of every other step one process does the work and writes; the others help
+# where it goes through the images (`prunefast.together`). What is written is the same for any number of them.
 BY_ALL = ("train", "reweight", "tdc")
 CHAINS = ("run", "demo")  # of both kinds
 
@@ -131,9 +132,7 @@ def _share(options: argparse.Namespace) -> int:
             return options.call(options) or 0
     if options.command in CHAINS:
         raise InputError("torchrun: takes one step at a time (embed, select, train, ...); start this without it")
-    if options.command == "score" and options.checkpoint:
-        raise InputError("--checkpoint: is scored by one process here; start without torchrun")
-    return on_main(lambda: options.call(options) or 0)
+    return lead(lambda: options.call(options) or 0)
 
 
 def _call(options: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 """Exact copies: the same bytes on disk, or the same pixels after decoding. One read of the data, 16 bytes an image."""
 
+import functools
 import hashlib
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from prunefast.data import ImageDataset
 from prunefast.dedup.pairs import Pairs, number_contents
 from prunefast.dedup.reading import for_each
 from prunefast.errors import InputTypeError
+from prunefast.together import rows_of_everybody
 
 DIGEST_BYTES = 16  # 2^64 images before two different ones would be expected to agree
 
@@ -39,18 +41,22 @@ def find_exact(data: ImageDataset, against: ImageDataset | None, options: ExactO
 
 def digests(data: ImageDataset, pixels: bool, progress: bool) -> np.ndarray:
     """uint8 [N, 16]: BLAKE2b of each image's bytes as they lie, or of its size and pixels."""
-    out = np.empty((len(data), DIGEST_BYTES), dtype=np.uint8)
+    return rows_of_everybody(functools.partial(_digests, data, pixels, progress), len(data))
+
+
+def _digests(data: ImageDataset, pixels: bool, progress: bool, first: int, last: int) -> np.ndarray:
+    out = np.empty((last - first, DIGEST_BYTES), dtype=np.uint8)
 
     def take(start: int, stop: int) -> None:
         if pixels:
-            for index in range(start, stop):
-                image = data.image(index)
+            for row in range(start, stop):
+                image = data.image(first + row)
                 state = hashlib.blake2b(repr(image.shape).encode(), digest_size=DIGEST_BYTES)
                 state.update(np.ascontiguousarray(image).data)
-                out[index] = np.frombuffer(state.digest(), np.uint8)
+                out[row] = np.frombuffer(state.digest(), np.uint8)
         else:
-            for index, content in enumerate(data.read_many(range(start, stop)), start):
-                out[index] = np.frombuffer(hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest(), np.uint8)
+            for row, content in enumerate(data.read_many(range(first + start, first + stop)), start):
+                out[row] = np.frombuffer(hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest(), np.uint8)
 
-    for_each(take, len(data), "comparing bytes" if not pixels else "comparing pixels", progress)
+    for_each(take, last - first, "comparing bytes" if not pixels else "comparing pixels", progress)
     return out

@@ -24,6 +24,7 @@ from prunefast.dedup.pairs import Pairs, nearest_of_pairs, number_contents
 from prunefast.dedup.reading import for_each
 from prunefast.errors import InputError, InputTypeError
 from prunefast.ops import hamming_join
+from prunefast.together import rows_of_everybody
 
 BITS = (64, 256)
 _PIXELS_PER_BIT_SIDE = 6  # decoded side over the square root of the bits: over two pixels a half wave of the highest
@@ -94,16 +95,21 @@ def _closest(
 
 def perceptual_hashes(data: ImageDataset, bits: int, progress: bool) -> tuple[np.ndarray, np.ndarray]:
     """uint64 [N, bits / 64]: the hashes of all images, and those of their mirror images."""
-    plain = np.empty((len(data), bits // 64), dtype=np.uint64)
-    mirrored = np.empty_like(plain)
+    both = rows_of_everybody(functools.partial(_hashes, data, bits, progress), len(data))
+    return np.ascontiguousarray(both[:, 0]), np.ascontiguousarray(both[:, 1])
+
+
+def _hashes(data: ImageDataset, bits: int, progress: bool, first: int, last: int) -> np.ndarray:
+    """uint64 [last - first, 2, bits / 64]: plain and mirrored."""
+    both = np.empty((last - first, 2, bits // 64), dtype=np.uint64)
     least = _PIXELS_PER_BIT_SIDE * int(bits**0.5)
 
     def take(start: int, stop: int) -> None:
-        for index in range(start, stop):
-            plain[index], mirrored[index] = hash_grey(data.grey(index, least), bits)
+        for row in range(start, stop):
+            both[row] = hash_grey(data.grey(first + row, least), bits)
 
-    for_each(take, len(data), "hashing", progress)
-    return plain, mirrored
+    for_each(take, last - first, "hashing", progress)
+    return both
 
 
 def hash_grey(image: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from prunefast.data import ImageDataset
 from prunefast.errors import InputError, InputTypeError
 from prunefast.export import dali, edm, folder, hf, plain, webdataset
 from prunefast.export.items import Job
-from prunefast.files import atomic_folder, atomic_path, write_json
+from prunefast.files import atomic_path, resumable_folder, write_json
 from prunefast.score.options import make_options
 from prunefast.score.parquet_file import to_json
 from prunefast.select import Coreset
@@ -84,8 +84,9 @@ def export(
          "txt", "npy"  keys; a folder with indices.npy and weights.npy
          "dali"        file_list.txt for a folder, index files over the tars where they lie
 
-    `out` is written under a temporary name first. Where it exists and holds the same export nothing is done; anything
-    else there is an InputError. So are a coreset of other data and a source that the format cannot be made from.
+    `out` is written under a temporary name first, and an export that was interrupted goes on where it was when it is
+    called again ("edm", one file, starts over). Where `out` holds the same export nothing is done; anything else there
+    is an InputError. So are a coreset of other data and a source that the format cannot be made from.
     """
     if to not in FORMATS:
         raise InputError(f"to: {to!r} is not one of {', '.join(FORMATS)}")
@@ -121,7 +122,7 @@ def export(
             job.record = record
             chosen.write(job, temporary, made)
     else:
-        with atomic_folder(target) as temporary:
+        with resumable_folder(target, json.dumps(record, sort_keys=True)) as temporary:
             chosen.write(job, temporary, made)
             write_json(temporary / RECORD, {**record, **job.arguments})
     return target

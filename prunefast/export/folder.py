@@ -5,9 +5,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from prunefast.errors import InputError
 from prunefast.export.items import Item, Job
-from prunefast.files import folder_names
+from prunefast.files import TEMPORARY_PREFIX, folder_names
 
 LINKS = ("auto", "symlink", "hardlink", "copy")
 
@@ -29,11 +31,18 @@ def write(job: Job, target: Path, options: FolderOptions) -> None:
     if link != "copy" and files is None:
         raise InputError(f"link: {job.data.path or 'data in memory'} is no folder of files to link to; use link='copy'")
     classes = folder_names(job.coreset.classes)
-    for item in job.items(read=link == "copy"):
+    missing = [
+        place
+        for place in range(len(job.coreset))
+        if not os.path.lexists(target / _place(job.item(place), job.coreset.classes, classes))
+    ]
+    for item in job.items(read=link == "copy", places=np.array(missing, dtype=np.int64)):
         place = target / _place(item, job.coreset.classes, classes)
         place.parent.mkdir(parents=True, exist_ok=True)
         if link == "copy":
-            place.write_bytes(item.content)
+            temporary = target / f"{TEMPORARY_PREFIX}copy"
+            temporary.write_bytes(item.content)
+            os.replace(temporary, place)  # whole or not there; flushed with all others at the end
             continue
         source = job.source(item.index)
         if link == "symlink":

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from prunefast.errors import InputError, InputTypeError
 from prunefast.export.items import Item, Job
+from prunefast.files import atomic_path
 
 _ROWS = 512  # a row group: what a reader holds at a time
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -49,16 +50,27 @@ def write(job: Job, target: Path, options: HfOptions) -> None:
     columns = [("image", _IMAGE), *([("label", pa.int64())] if labelled else [])]
     columns += [("index", pa.int64()), ("key", pa.string()), ("weight", pa.float32())]
     schema = pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": _features(job)}})})
-    for number, group in enumerate(_shards(job.items(read=options.copy), options.shard_megabytes * 1_000_000)):
-        with pq.ParquetWriter(target / f"data-{number:05d}.parquet", schema) as writer:
-            for items in group:
-                writer.write_table(_table(items, schema, None if options.copy else job.source))
+    finished, done = _finished(target)
+    items = job.items(read=options.copy, places=np.arange(done, len(job.coreset)))
+    for number, shard in enumerate(_shards(items, options.shard_megabytes * 1_000_000), finished):
+        with atomic_path(target / f"data-{number:05d}.parquet") as path, pq.ParquetWriter(path, schema) as writer:
+            for group in shard:
+                writer.write_table(_table(group, schema, None if options.copy else job.source))
     indices = job.coreset.indices
     np.save(target / "indices.npy", indices)
     # as datasets keeps an indices mapping: Dataset.from_file(..., indices_filename=...)
     table = pa.table({"indices": pa.array(indices.astype(np.uint64))})
     with pa.OSFile(str(target / "indices.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
         stream.write_table(table)
+
+
+def _finished(target: Path) -> tuple[int, int]:
+    """(parquet files, rows in them) that an interrupted export left whole."""
+    files = rows = 0
+    while (path := target / f"data-{files:05d}.parquet").exists():
+        rows += pq.read_metadata(path).num_rows
+        files += 1
+    return files, rows
 
 
 def _features(job: Job) -> dict[str, Any]:

@@ -64,23 +64,27 @@ class Job:
             raise InputError(f"{path}: no such file any more; open the data set again")
         return path
 
-    def items(self, read: bool = True) -> Iterator[Item]:
-        """The kept images in the order of the data set; `read=False` leaves `content` empty."""
-        coreset, labels = self.coreset, self.coreset.labels
-        with show_progress("exporting", len(coreset), "img", silent=not self.progress) as bar:
-            for start in range(0, len(coreset), _AT_ONCE):
-                indices = coreset.indices[start : start + _AT_ONCE]
+    def items(self, read: bool = True, places: np.ndarray | None = None) -> Iterator[Item]:
+        """The kept images in the order of the data set; `read=False` leaves `content` empty.
+
+        places: int64, of those wanted among the kept ones (where an export that was interrupted goes on); None: all.
+        """
+        wanted = np.arange(len(self.coreset)) if places is None else places
+        with show_progress("exporting", len(wanted), "img", silent=not self.progress) as bar:
+            for start in range(0, len(wanted), _AT_ONCE):
+                part = wanted[start : start + _AT_ONCE]
+                indices = self.coreset.indices[part]
                 contents = self._contents(indices) if read else [b""] * len(indices)
-                for offset, (index, content) in enumerate(zip(indices.tolist(), contents, strict=True)):
-                    yield Item(
-                        index,
-                        coreset.keys[index],
-                        self.names[start + offset],
-                        content,
-                        None if labels is None else int(labels[index]),
-                        float(coreset.weights[start + offset]),
-                    )
+                for place, content in zip(part.tolist(), contents, strict=True):
+                    yield self.item(place, content)
                 bar.advance(len(indices))
+
+    def item(self, place: int, content: bytes = b"") -> Item:
+        """The kept image number `place`."""
+        index, labels = int(self.coreset.indices[place]), self.coreset.labels
+        label = None if labels is None else int(labels[index])
+        weight = float(self.coreset.weights[place])
+        return Item(index, self.coreset.keys[index], self.names[place], content, label, weight)
 
     def _contents(self, indices: np.ndarray) -> list[bytes]:
         if self.data.encoded:

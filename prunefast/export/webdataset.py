@@ -10,8 +10,11 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from prunefast.errors import InputError
 from prunefast.export.items import Item, Job
+from prunefast.files import atomic_path, write_text
 
 BLOCK = 512  # bytes of a tar header
 
@@ -32,9 +35,8 @@ class WebdatasetOptions:
 
 
 class _Shard:
-    def __init__(self, target: Path, number: int):
-        self.path = target / f"shard-{number:06d}.tar"
-        self.tar = tarfile.open(self.path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115  # closed by `close`
+    def __init__(self, path: Path):
+        self.tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115  # closed by `close`
         self.samples: list[str] = []
 
     def add(self, item: Item) -> None:
@@ -57,7 +59,6 @@ class _Shard:
 
     def close(self) -> None:
         self.tar.close()
-        self.path.with_suffix(".idx").write_text(index_text(self.samples), encoding="utf-8")
 
 
 def index_entry(extension: str, offset: int, size: int, name: str) -> str:
@@ -71,15 +72,27 @@ def index_text(samples: list[str]) -> str:
 
 
 def write(job: Job, target: Path, options: WebdatasetOptions) -> None:
-    shard = _Shard(target, 0)
-    number = 0
-    try:
-        for item in job.items():
-            if shard.samples and shard.size + len(item.content) > options.shard_megabytes * 1_000_000:
-                shard.close()
-                number += 1
-                shard = _Shard(target, number)
-            shard.add(item)
-    finally:
-        shard.close()
-    job.arguments["shards"] = number + 1
+    number, done = _finished(target)
+    items = job.items(places=np.arange(done, len(job.coreset)))
+    waiting = next(items, None)
+    while waiting is not None:
+        with atomic_path(target / f"shard-{number:06d}.tar") as temporary:
+            shard = _Shard(temporary)
+            while waiting is not None and not (
+                shard.samples and shard.size + len(waiting.content) > options.shard_megabytes * 1_000_000
+            ):
+                shard.add(waiting)
+                waiting = next(items, None)
+            shard.close()
+        write_text(target / f"shard-{number:06d}.idx", index_text(shard.samples))
+        number += 1
+    job.arguments["shards"] = number
+
+
+def _finished(target: Path) -> tuple[int, int]:
+    """(shards, samples in them) that an interrupted export left whole: those with an index."""
+    shards = samples = 0
+    while (index := target / f"shard-{shards:06d}.idx").exists():
+        samples += int(index.read_text(encoding="utf-8").split()[1])
+        shards += 1
+    return shards, samples

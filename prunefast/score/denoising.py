@@ -19,6 +19,7 @@ from prunefast import distributed, ops
 from prunefast.diffusion.parameterisation import target_coefficients
 from prunefast.errors import InputError
 from prunefast.progress import Progress
+from prunefast.together import agreed
 
 STREAM = 512  # + k: the noise of draw k; below the streams of samplers, above those of training
 MOST_DRAWS = 512
@@ -101,11 +102,15 @@ def per_image(
     """float64 [N, columns] of all ranks: `work(items, images)` gives the rows of a batch."""
     mine, batches = my_batches(data, batch_size)
     rows = np.empty((len(mine), columns))
-    done = 0
-    for items, images in batches:
-        rows[done : done + len(items)] = work(items, images)
-        done += len(items)
-        bar.advance(len(items))
+
+    def own() -> None:
+        done = 0
+        for items, images in batches:
+            rows[done : done + len(items)] = work(items, images)
+            done += len(items)
+            bar.advance(len(items))
+
+    agreed(own)
     result = np.empty((len(data), columns))
     result[distributed.all_gather_rows(mine)] = distributed.all_gather_rows(rows)
     return result

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunefast.errors import InputError
-from prunefast.score.features import classes_of, distances, rows_of
+from prunefast.score.features import classes_of, distances, in_order, rows_of
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,12 @@ def middle_scores(values: np.ndarray, groups: np.ndarray | None = None) -> np.nd
     scores = np.empty(len(values))
     for _, positions in classes_of(groups, len(values)):
         count = len(positions)
-        order = np.argsort(values[positions], kind="stable")
-        rank = np.empty(count, dtype=np.int64)
-        rank[order] = np.arange(count)
-        # 2 r - (N - 1) is the signed double distance from the middle: 0, -2, 2, -4, ... or -1, 1, -3, 3, ...; made into
-        # the order of keeping 0, 1, 2, ..., in which every beginning of length n is a band of neighbouring ranks
-        offset = 2 * rank - (count - 1)
-        place = np.where(offset > 0, offset, np.maximum(-offset - 1, 0))
-        scores[positions] = 1 - place / count
+        for rank, where in in_order(values, positions):
+            # 2 r - (N - 1) is the signed double distance from the middle: 0, -2, 2, -4, ... or -1, 1, -3, 3, ...; made
+            # into the order of keeping 0, 1, 2, ..., in which every beginning of length n is a band of neighbours
+            offset = 2 * rank - (count - 1)
+            place = np.where(offset > 0, offset, np.maximum(-offset - 1, 0))
+            scores[where] = 1 - place / count
     return scores
 
 

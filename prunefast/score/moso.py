@@ -9,8 +9,8 @@ each checkpoint, constant after the warm-up, is left out). Images whose gradient
 The formula is that of the authors' code and of "Data Pruning in Generative Diffusion Models" (arXiv 2411.12523), which
 trains one surrogate for each subset and takes ten checkpoints of each; here the checkpoints are those that are given.
 
-Time: 2 N S K backward passes (gbar first). Memory: see `GradientOptions`, and 8 bytes a parameter. Under torchrun the
-last digits depend on the number of ranks.
+Time: 2 N S K backward passes (gbar first). Memory: see `GradientOptions`, and 32 bytes a parameter: gbar is
+summed in 4 blocks, which ranks share, so that it is the same for every number of them.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,11 @@ import torch
 from prunefast import distributed
 from prunefast.errors import InputError
 from prunefast.progress import Progress
-from prunefast.score.denoising import BATCH, check_finite, my_batches, noised, per_image
+from prunefast.score.denoising import BATCH, check_finite, noised, per_image
 from prunefast.score.gradients import GradientOptions, Gradients, PerSampleGradients, inner_products, squared_norms
+from prunefast.together import agreed
+
+_BLOCKS = 4  # of images whose gradients are summed by one rank; part of the last digits of a result, so no option
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,29 @@ def _influence(data: Any, network: Any, options: MosoOptions, seed: int, bar: Pr
 
 def mean_gradient(data: Any, network: Any, times: int, seed: int, bar: Progress) -> Gradients:
     """gbar, float64: the gradient of the mean loss over all images and draws, by ordinary backward passes."""
+    batches = -(-len(data) // BATCH)
+    bounds = [batches * block // _BLOCKS * BATCH for block in range(_BLOCKS + 1)]
+    own = distributed.owned(_BLOCKS)
+    sums = agreed(
+        lambda: [
+            _summed_gradient(data, network, np.arange(bounds[b], min(bounds[b + 1], len(data))), times, seed, bar)
+            for b in own
+        ]
+    )
+    total = {}
+    for name, parameter in network.model.named_parameters():  # one at a time: all blocks of one on every rank
+        mine = [block.pop(name).contiguous() for block in sums]  # one layout, so one order of later sums
+        stacked = torch.stack(mine) if mine else parameter.new_zeros((0, *parameter.shape), dtype=torch.float64)
+        total[name] = distributed.sum_blocks(stacked, _BLOCKS) / (len(data) * times)
+    return total
+
+
+def _summed_gradient(data: Any, network: Any, mine: np.ndarray, times: int, seed: int, bar: Progress) -> Gradients:
+    """float64: summed over the images `mine` and the draws."""
     model = network.model
     parameters = dict(model.named_parameters())
     total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
-    _, batches = my_batches(data, BATCH)
-    for items, images in batches:
+    for items, images in data.batches(mine, BATCH):
         for k in range(times):
             draw = noised(data, network, items, images, seed, k, times)
             live = {name: p.detach().requires_grad_() for name, p in parameters.items()}
@@ -81,5 +102,4 @@ def mean_gradient(data: Any, network: Any, times: int, seed: int, bar: Progress)
             for name, gradient in zip(live, gradients, strict=True):
                 total[name] += gradient
         bar.advance(len(items))
-    distributed.add_over_ranks(list(total.values()))
-    return {name: g / (len(data) * times) for name, g in total.items()}
+    return total

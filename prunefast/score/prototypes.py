@@ -4,8 +4,8 @@ score(z) = 1 - cos(z, nearest centroid),   centroids of spherical k-means over a
 
 Source: "Beyond neural scaling laws" (Sorscher et al. 2022), k-means in SwAV features; their finding: keep the hard
 (far) images where data are plentiful, the easy (near) ones where they are scarce. `keep_hard=False` turns the score
-round. k is the source's 1,000 for ImageNet and follows N below that (our choice). The factor with which they balance
-classes is not here: `select(per_class=True)` balances exactly.
+round. k is the source's 1,000 for ImageNet and follows N below that (our choice). The floor under classes is an option
+of the selection (`prunefast.select.prototypes`).
 
 Time O(iterations N k D), memory one unit copy of the features, float32.
 """

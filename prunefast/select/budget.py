@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from prunefast.errors import InputError, InputTypeError
+from prunefast.score.features import classes_of
 
 
 def check_one_budget(keep: float | None, keep_n: int | None, threshold: float | None) -> None:
@@ -185,25 +186,25 @@ def top_of_groups(
     """int64 [sum(quota)], sorted: from each group the forced images, then the highest scores; ties to the smallest
     index.
 
-    scores float64 [N], groups int64 [N] in 0 .. len(quota)-1. By partition, not by sorting: O(N) for each group's
-    images, and a radix sort of the groups where there is more than one.
+    scores float64 [N], groups integers [N] in 0 .. len(quota)-1. By partition, not by sorting: O(N) for each group's
+    images, and a radix sort of the groups where there is more than one. Memory: 18 bytes an image.
     """
-    kept = must_keep.copy()
+    kept, forced = must_keep.copy(), must_keep | must_drop
+    none_forced = not forced.any()
     left = quota - np.bincount(groups[must_keep], minlength=len(quota))
-    free = np.flatnonzero(~(must_keep | must_drop))
-    sizes = np.bincount(groups[free], minlength=len(quota))
-    if len(quota) > 1:
-        narrow = np.uint16 if len(quota) <= 1 << 16 else np.int64  # NumPy's stable sort of 16 bits is a radix sort
-        free = free[np.argsort(groups[free].astype(narrow), kind="stable")]
-    start = 0
-    for size, n in zip(sizes.tolist(), left.tolist(), strict=True):
-        members = free[start : start + size]
-        start += size
+    for group, positions in classes_of(groups, len(groups)):
+        n = int(left[group])
         if n <= 0:
             continue
-        values = scores[members]
-        limit = np.partition(values, size - n)[size - n]  # the n-th highest
-        above = values > limit
-        kept[members[above]] = True
-        kept[members[values == limit][: n - int(above.sum())]] = True
+        free = positions if none_forced else positions[~forced[positions]]
+        limit = _nth_highest(scores[free], n)
+        above = scores[free] > limit
+        kept[free[above]] = True
+        kept[free[scores[free] == limit][: n - int(above.sum())]] = True
     return np.flatnonzero(kept)
+
+
+def _nth_highest(values: np.ndarray, n: int) -> float:
+    """Of `values`, which are shuffled."""
+    values.partition(len(values) - n)
+    return values[len(values) - n]

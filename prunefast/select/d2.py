@@ -3,8 +3,9 @@
     forward    u_i = s_i + sum_{j in kNN(i)} exp(-gamma_forward d_ij) s_j          dense, high regions gain
     greedy     pick i = argmax u; for j in kNN(i): u_j -= exp(-gamma d_ij) u_i     what a pick stands for loses
 
-Source: D2 pruning (Maharana et al., ICLR 2024), k = 5 and gamma = 0.1 there for CIFAR; its 25 strata within classes and
-cut of the hardest are not here (`stratified` has them). s are the ranks of the scores in [0, 1], within classes where
+Source: D2 pruning (Maharana et al., ICLR 2024), k = 5 and gamma = 0.1 there for CIFAR. What it may do first are
+options: `beta` leaves the hardest out (0.4 there), `strata` splits the budget over 25 strata of the score, both within
+classes and as in `stratified`. s are the ranks of the scores in [0, 1], within classes where
 there are any (D2 needs s >= 0); `scale="score"` takes the scores as they are. Distances are divided by their mean over
 the graph, so that gamma means the same for any features: our choice; `distance="raw"` is the source's.
 
@@ -12,6 +13,7 @@ One graph of all images, also where the budget is split over classes: a full cla
 Time: the graph, then O(N k + n k log N); memory O(N k). The source's code builds the dense N x N matrix.
 """
 
+import dataclasses
 import heapq
 from dataclasses import dataclass
 
@@ -19,8 +21,10 @@ import numpy as np
 
 from prunefast.errors import InputError
 from prunefast.score.combine import ranks
+from prunefast.score.features import classes_of
 from prunefast.select.graph_options import GraphOptions
-from prunefast.select.request import Choice, Request, check_choice, check_number, ranked
+from prunefast.select.request import Choice, Request, check_choice, check_number, check_share, check_whole, ranked
+from prunefast.select.stratified import strata_of, without_hardest
 
 DIRECTION = "message-passed score at the moment of picking; high scores in regions not yet represented are kept"
 
@@ -31,6 +35,9 @@ class D2Options(GraphOptions):
     gamma_forward  of the forward part; large keeps scores as they are
     scale          "rank" of the scores within classes, or "score" (not negative)
     distance       "mean": in units of the mean distance in the graph; "raw": as they are, the source's
+    strata         of equal width in the score, for every group, that share its budget as in `stratified`; 1: none
+    beta           share of each group, the hardest, that is left out first (its neighbours still hear of it)
+    hard           which end is hard, for `beta` and `strata`: "low" scores (in prunefast, high = keep) or "high"
     The rest as in `prunefast.select.graph_options.GraphOptions`.
     """
 
@@ -39,6 +46,9 @@ class D2Options(GraphOptions):
     gamma_forward: float = 1.0
     scale: str = "rank"
     distance: str = "mean"
+    strata: int = 1
+    beta: float = 0.0
+    hard: str = "low"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,6 +56,9 @@ class D2Options(GraphOptions):
         check_number("gamma_forward", self.gamma_forward, 0)
         check_choice("scale", self.scale, ("rank", "score"))
         check_choice("distance", self.distance, ("mean", "raw"))
+        check_whole("strata", self.strata)
+        check_share("beta", self.beta)
+        check_choice("hard", self.hard, ("low", "high"))
 
 
 def choose(request: Request) -> Choice:
@@ -61,11 +74,39 @@ def choose(request: Request) -> Choice:
     unit = float(request.graph.distance.mean(dtype=np.float64)) if options.distance == "mean" else 1.0
     distance = request.graph.distance / np.float32(unit or 1.0)
     value = scores + (np.exp(-options.gamma_forward * distance) * scores[index]).sum(axis=1)
-    return _greedy(request, index, np.exp(-options.gamma * distance), value)
+    share = np.exp(-options.gamma * distance)
+    if options.strata == 1 and options.beta == 0:
+        order, gains = _greedy(request, index, share, value)
+    else:
+        order, gains = _greedy(_in_strata(request), index, share, value)
+    return ranked(request, order, gains, DIRECTION)
 
 
-def _greedy(request: Request, index: np.ndarray, share: np.ndarray, value: np.ndarray) -> Choice:
-    """Picks by a heap whose entries may be out of date: a value only falls, so a stale top is put back lower."""
+def _in_strata(request: Request) -> Request:
+    """The request with the strata of every group for groups, and what the cut leaves out among what must be dropped.
+
+    What must be kept is a stratum of its own.
+    """
+    options: D2Options = request.options
+    groups = np.zeros(request.total, dtype=np.int64)
+    quota: list[int] = []
+    dropped = request.must_drop.copy()
+    for group, positions in classes_of(request.groups, request.total):
+        forced = positions[request.must_keep[positions]]
+        free = positions[~request.must_keep[positions] & ~request.must_drop[positions]]
+        left = int(request.quota[group]) - len(forced)
+        rest = without_hardest(request.scores, free, options.beta, left, options.hard)
+        dropped[np.setdiff1d(free, rest, assume_unique=True)] = True
+        number, counts = strata_of(request.scores[rest], options.strata, left, options.hard)
+        groups[rest] = len(quota) + number.astype(np.int64)
+        groups[forced] = len(quota) + options.strata
+        quota += [*counts.tolist(), len(forced)]
+    return dataclasses.replace(request, groups=groups, quota=np.array(quota), must_drop=dropped)
+
+
+def _greedy(request: Request, index: np.ndarray, share: np.ndarray, value: np.ndarray) -> tuple[list[int], list[float]]:
+    """(picks in order, their values) by a heap whose entries may be out of date: a value only falls, so a stale top is
+    put back lower."""
     left = request.quota.copy()
     order: list[int] = []
     gains: list[float] = []
@@ -92,4 +133,4 @@ def _greedy(request: Request, index: np.ndarray, share: np.ndarray, value: np.nd
         else:
             heapq.heappop(heap)
             pick(i)
-    return ranked(request, order, gains, DIRECTION)
+    return order, gains

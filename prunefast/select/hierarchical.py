@@ -89,16 +89,17 @@ def _hierarchy(rows: np.ndarray, options: HierarchicalOptions, seed: int) -> tup
     centroids."""
     k = min(options.k or default_k(len(rows)), len(rows))
     found = ops.kmeans(rows, k, iterations=options.iterations, seed=seed)
-    labels = [np.asarray(found.labels)]
-    distance = distances(rows, np.asarray(found.centroids), labels[0])
-    points = np.asarray(found.centroids)
+    used, own = np.unique(np.asarray(found.labels), return_inverse=True)  # not all, where images are alike
+    points = np.asarray(found.centroids)[used]
+    labels = [own]
+    distance = distances(rows, points, own)
     for _ in range(options.levels - 1):
         k = -(-len(points) // options.shrink)
         if k >= len(points):
             break
         centroids = _resampled(points, k, options, seed)
         own, _ = ops.nearest(points, centroids)
-        used, own = np.unique(own, return_inverse=True)  # k-means leaves none empty, resampling may
+        used, own = np.unique(own, return_inverse=True)
         labels.append(own)
         points = centroids[used]
     return labels, distance

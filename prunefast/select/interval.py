@@ -6,15 +6,13 @@ hardest are never reached, which is meant.
 Source: D2C, diffusion dataset condensation (arXiv 2507.05914), within classes, difficulty = denoising loss under a
 pre-trained model, k = 96 / 16 / 10 for 10 / 50 / 100 images of ImageNet's 1,300 a class. Its k spans 0.62 to 0.77 of a
 class; the default here, the largest k that spans at most `span` = 0.7 of the group, is inferred from that.
-Time O(N log N).
+Time O(N log N), memory 28 bytes an image.
 """
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from prunefast.errors import InputError
-from prunefast.score.features import classes_of
+from prunefast.score.features import classes_of, in_order
 from prunefast.select.request import Choice, Request, check_choice, check_number, check_whole
 
 DIRECTION = "the score given; every k-th image from the highest (easiest) on is kept"
@@ -42,17 +40,18 @@ class IntervalOptions:
 def choose(request: Request) -> Choice:
     options: IntervalOptions = request.options
     picked = request.must_keep.copy()
-    easy = request.scores if options.hard == "low" else -request.scores
+    forced = request.must_keep | request.must_drop
     for group, positions in classes_of(request.groups, request.total):
-        free = positions[~request.must_keep[positions] & ~request.must_drop[positions]]
+        free = positions[~forced[positions]]
         left = int(request.quota[group]) - int(request.must_keep[positions].sum())
         if left == 0:
             continue
         step = options.interval or max(1, int(options.span * len(free)) // left)
-        order = free[np.argsort(-easy[free], kind="stable")][::step]
-        if len(order) < left:
+        reached = -(-len(free) // step)
+        if reached < left:
             raise InputError(
-                f"interval: every {step}th of {len(free)} images gives {len(order)}, not {left}; lower interval"
+                f"interval: every {step}th of {len(free)} images gives {reached}, not {left}; lower interval"
             )
-        picked[order[:left]] = True
+        for place, where in in_order(request.scores, free, highest_first=options.hard == "low"):
+            picked[where[(place % step == 0) & (place < step * left)]] = True
     return Choice(request.scores, DIRECTION if options.hard == "low" else HIGH_DIRECTION, picked)

@@ -111,6 +111,13 @@ def check_number(name: str, value: Any, low: float, high: float = np.inf, *, abo
         )
 
 
+def check_share(name: str, value: Any) -> None:
+    """InputError unless `value` is a number in [0, 1)."""
+    check_number(name, value, 0)
+    if value >= 1:
+        raise InputError(f"{name}: must be below 1, not {value!r}")
+
+
 def check_choice(name: str, value: Any, known: tuple[str, ...]) -> None:
     if value not in known:
         raise InputError(f"{name}: must be one of {', '.join(known)}, not {value!r}")

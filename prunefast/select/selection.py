@@ -17,7 +17,18 @@ from prunefast.score.clusters import cluster
 from prunefast.score.methods import METHODS, Method
 from prunefast.score.moderate import ModerateOptions, middle_scores
 from prunefast.score.options import make_options
-from prunefast.select import band, budget, d2, facility, herding, hierarchical, interval, k_center, stratified
+from prunefast.select import (
+    band,
+    budget,
+    d2,
+    facility,
+    herding,
+    hierarchical,
+    interval,
+    k_center,
+    prototypes,
+    stratified,
+)
 from prunefast.select.clusters import ClusterSelectionOptions, pick_scores
 from prunefast.select.coreset import Coreset, LabelledData
 from prunefast.select.graph_options import GraphOptions, graph_of
@@ -96,6 +107,7 @@ SELECTIONS: dict[str, Selection] = {
         Selection("d2", d2.D2Options, d2.choose, ("scores", "graph")),
         Selection("k-center", k_center.KCenterOptions, k_center.choose, ("features",)),
         Selection("herding", herding.HerdingOptions, herding.choose, ("features",)),
+        Selection("prototypes", prototypes.PrototypesSelectionOptions, prototypes.choose, ("features",), by_score=True),
         Selection("facility-location", facility.FacilityLocationOptions, facility.choose, ("graph",)),
     )
 }

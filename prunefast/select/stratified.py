@@ -9,7 +9,7 @@ Source: coverage-centric coreset selection, CCS (Zheng et al., ICLR 2023), there
 the budget of the last one; strata here are relative to the range, and budgets are exact.
 
 `scale="rank"` cuts ranks instead of scores: strata then are equally full, and the answer is a random one without the
-hardest. Time O(N log N), memory O(N).
+hardest. Time O(N), memory 41 bytes an image.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from prunefast.score.combine import ranks
 from prunefast.score.features import classes_of
 from prunefast.score.random import random_scores
 from prunefast.select import budget
-from prunefast.select.request import Choice, Request, check_choice, check_number, check_whole
+from prunefast.select.request import Choice, Request, check_choice, check_share, check_whole
 
 DIRECTION = "the score given; a random sample over its whole range is kept, without the lowest"
 HIGH_DIRECTION = "the score given; a random sample over its whole range is kept, without the highest"
@@ -44,9 +44,7 @@ class StratifiedOptions:
     def __post_init__(self) -> None:
         check_whole("strata", self.strata)
         if self.beta is not None:
-            check_number("beta", self.beta, 0)
-            if self.beta >= 1:
-                raise InputError(f"beta: must be below 1, not {self.beta!r}")
+            check_share("beta", self.beta)
         check_choice("hard", self.hard, ("low", "high"))
         check_choice("scale", self.scale, ("score", "rank"))
 
@@ -55,22 +53,18 @@ def choose(request: Request) -> Choice:
     options: StratifiedOptions = request.options
     picked = request.must_keep.copy()
     drawn = random_scores(request.total, request.seed, stream=1)
-    values = request.scores if options.hard == "low" else -request.scores
+    forced = request.must_keep | request.must_drop
+    none_forced = not forced.any()
     for group, positions in classes_of(request.groups, request.total):
         want = int(request.quota[group])
-        free = positions[~request.must_keep[positions] & ~request.must_drop[positions]]
+        free = positions if none_forced else positions[~forced[positions]]
         left = want - int(request.must_keep[positions].sum())
         beta = _beta(want / len(positions)) if options.beta is None else options.beta
-        hardest = int(beta * len(free))
-        rest = free[np.argsort(values[free], kind="stable")[hardest:]] if hardest else free
-        if len(rest) < left:
-            raise InputError(
-                f"beta: {beta:g} of {len(free)} images leaves {len(rest)} for a budget of {left}; lower beta or keep"
-            )
-        scaled = values[rest] if options.scale == "score" else ranks(values[rest])
-        number, counts = _strata(scaled, options.strata, left)
-        nothing = np.zeros(len(rest), dtype=bool)
-        picked[rest[budget.top_of_groups(drawn[rest], number, counts, nothing, nothing)]] = True
+        rest = without_hardest(request.scores, free, beta, left, options.hard)
+        scaled = request.scores[rest] if options.scale == "score" else ranks(request.scores[rest])
+        number, counts = strata_of(scaled, options.strata, left, options.hard)
+        del scaled
+        picked[rest[_top(drawn[rest], number, counts)]] = True
     direction = DIRECTION if options.hard == "low" else HIGH_DIRECTION
     return Choice(request.scores, direction, picked)
 
@@ -79,16 +73,44 @@ def _beta(keep: float) -> float:
     return 0.3 if keep <= 0.1 else 0.2 if keep <= 0.2 else 0.0
 
 
-def _strata(values: np.ndarray, strata: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The stratum int64 of every value, and how many of each stratum are kept, int64 [strata]; they sum to n."""
-    number = np.zeros(len(values), dtype=np.int64)
+def _top(values: np.ndarray, groups: np.ndarray, quota: np.ndarray) -> np.ndarray:
+    nothing = np.zeros(len(values), dtype=bool)
+    return budget.top_of_groups(values, groups, quota, nothing, nothing)
+
+
+def without_hardest(scores: np.ndarray, positions: np.ndarray, beta: float, left: int, hard: str) -> np.ndarray:
+    """`positions` (ascending) less the `beta` share that is hardest, the highest index of equal ones first; InputError
+    where fewer than `left` remain."""
+    n = len(positions) - int(beta * len(positions))
+    if n < left:
+        raise InputError(
+            f"beta: {beta:g} of {len(positions)} images leaves {n} for a budget of {left}; lower beta or keep"
+        )
+    if n == len(positions):
+        return positions
+    easy = scores[positions] if hard == "low" else -scores[positions]
+    return positions[_top(easy, np.zeros(len(easy), dtype=np.uint8), np.array([n]))]
+
+
+def strata_of(values: np.ndarray, strata: int, n: int, hard: str) -> tuple[np.ndarray, np.ndarray]:
+    """The stratum of every value (counted from the hard end; `values` are overwritten), and how many of each stratum
+    are kept, int64 [strata]; they sum to n."""
     counts = np.zeros(strata, dtype=np.int64)
+    kind = np.min_scalar_type(strata)
     if not len(values):
-        return number, counts
+        return np.zeros(0, kind), counts
     low, high = values.min(), values.max()
+    if hard == "high":
+        np.subtract(high, values, out=values)
+    else:
+        values -= low
     width = (high - low) / strata
     if width > 0:
-        number = np.minimum(((values - low) / width).astype(np.int64), strata - 1)
+        values /= width
+        np.minimum(values, strata - 1, out=values)
+    else:
+        values[:] = 0
+    number = values.astype(kind)
     sizes = np.bincount(number, minlength=strata)
     filled = np.flatnonzero(sizes)
     left = n

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prunefast import Coreset
-from prunefast.graph import KnnGraph
+from prunefast.graph import KnnGraph, build_graph
 
 
 @pytest.fixture
@@ -124,3 +124,55 @@ def test_a_graph_of_another_run_is_refused(prunefast, run: Path) -> None:
     call = prunefast("score", run, "--method", "knn")
     assert call.status == 2
     assert "knn.npz: is not a readable kNN graph" in call.error
+
+
+def files_of(run: Path) -> dict[str, tuple[int, int]]:
+    return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in run.rglob("*") if p.is_file()}
+
+
+def test_what_a_deduplication_leaves_too_few(prunefast, run: Path) -> None:
+    """The message names what the user gave, not what it becomes inside."""
+    semantic = ("dedup", run, "--level", "semantic", "--threshold", 2, "--max-threshold", 2)
+    assert prunefast(*semantic).status == 0  # everything is a duplicate of one image
+    before = files_of(run)
+    call = prunefast("select", run, "--method", "random", "--keep-n", 10, "--dedup")
+    assert call.status == 2
+    assert "--dedup: what it kept" in call.error
+    assert "for a budget of 10; lower the budget" in call.error
+    assert files_of(run) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--keep-n", 97), "keep_n: must be between 1 and the number of images, 96, not 97"),
+        (("--keep-n", 90, "--class-target", "0=1"), "class '0' has 32 images for a quota of 90"),
+        (("--method", "d2", "--score", "broken", "--keep", 0.5), "scores.parquet: no such file; score again"),
+        (("--method", "prototypes", "--keep", 0.5, "--option", "class_floor=0.5"), "class_floor: per_class splits"),
+        (("--method", "d2", "--keep", 0.5, "--option", "beta=1.5"), "beta: must be below 1, not 1.5"),
+        (("--method", "ppca", "--keep", 0.5, "--option", "components=0"), "components: must be a whole number"),
+    ],
+)
+def test_bad_input_writes_nothing(prunefast, run: Path, options: tuple, words: str) -> None:
+    before = files_of(run)
+    call = prunefast("select", run, *options)
+    assert call.status == 2
+    assert words in call.error
+    assert {name: facts for name, facts in files_of(run).items() if "scores" not in name} == before
+
+
+def test_nan_in_a_file_and_a_graph_of_other_data(prunefast, run: Path, tmp_path: Path) -> None:
+    table = tmp_path / "mine.csv"
+    table.write_text("mine\n" + "\n".join(["1"] * 95 + ["nan"]) + "\n")
+    before = files_of(run)
+    call = prunefast("score", run, "--from", table)
+    assert call.status == 2
+    assert "nan for" in call.error
+    assert files_of(run) == before
+    other = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    build_graph(other, 5).save(run / "knn.npz")
+    before = files_of(run)
+    call = prunefast("score", run, "--method", "knn")
+    assert call.status == 2
+    assert "knn.npz: holds 50 rows for 96 images" in call.error
+    assert files_of(run) == before

@@ -282,6 +282,45 @@ def test_again_does_nothing_and_anything_else_is_refused(folder, tmp_path, to):
     assert (other / "mine.txt").read_text() == "a user's own"
 
 
+class Stopped(KeyboardInterrupt):
+    """As Ctrl-C."""
+
+
+@pytest.mark.parametrize("to", ["folder", "webdataset", "hf", "edm"])
+def test_an_interrupted_export_goes_on(folder, tmp_path, monkeypatch, to):
+    """Stopped half way and called again: the bytes of one go, and what was finished is not read again."""
+    from prunefast.export import hf, items, webdataset
+
+    data = open_dataset(folder)
+    coreset = Coreset.full(data)
+    monkeypatch.setattr(items, "_AT_ONCE", 1)
+    monkeypatch.setattr(hf, "_ROWS", 1)
+    for kind in (webdataset.WebdatasetOptions, hf.HfOptions):  # a shard an image
+        monkeypatch.setattr(kind, "__post_init__", lambda self: object.__setattr__(self, "shard_megabytes", 1e-6))
+    options = {"link": "copy"} if to == "folder" else {}
+    whole = export(data, coreset, tmp_path / "whole", to=to, **options)
+    stop, read, real = len(data) // 2, [], items.Job._contents
+
+    def contents(self, indices):
+        read.extend(indices.tolist())
+        if len(read) > stop:
+            raise Stopped
+        return real(self, indices)
+
+    monkeypatch.setattr(items.Job, "_contents", contents)
+    with pytest.raises(Stopped):
+        export(data, coreset, tmp_path / "again", to=to, **options)
+    assert not (tmp_path / "again").exists()
+    stop, read = 10 * len(data), []
+    again = export(data, coreset, tmp_path / "again", to=to, **options)
+    assert len(read) == len(data) if to == "edm" else len(read) < len(data)  # one file starts over
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+    files = [path.relative_to(whole) for path in whole.rglob("*") if path.is_file()] if whole.is_dir() else [""]
+    assert files
+    for name in files:
+        assert (again / name).read_bytes() == (whole / name).read_bytes(), name
+
+
 @pytest.mark.parametrize("to", FORMATS)
 def test_a_failure_leaves_nothing(folder, tmp_path, to):
     """A file that went away after the data set was opened; formats that do not read it do not mind."""

@@ -187,6 +187,50 @@ def test_d2_pushes_copies_down(make_data):
     assert (coreset.indices < 10).sum() <= 2
 
 
+def test_d2_in_strata_without_the_hardest(make_data, features):
+    """The budget of every stratum is CCS's, the cut is never picked, and within a stratum it is D2 of that stratum."""
+    scores = np.linspace(0, 1, ROWS)
+    data = make_data(total=ROWS)
+    wanted = {"scores": scores, "features": features, "method": "d2", "scale": "score"}
+    coreset = select(data, **wanted, keep_n=40, strata=5, beta=0.25)
+    assert coreset.indices.min() >= ROWS // 4
+    edges = np.linspace(scores[30], scores[-1], 6)[1:-1]
+    assert np.bincount(np.digitize(scores[coreset.indices], edges), minlength=5).tolist() == [8] * 5
+    hard = select(data, **wanted, keep_n=40, strata=5, beta=0.25, hard="high")
+    assert hard.indices.max() < ROWS - ROWS // 4
+    forced = select(data, **wanted, keep_n=41, strata=5, beta=0.25, must_keep=[0], must_drop=[119])
+    assert 0 in forced.indices
+    assert len(forced) == 41
+    assert 119 not in forced.indices
+    one = select(data, **wanted, keep_n=30, beta=0.5, gamma=1e9)
+    assert set(one.indices) == set(select(data, **wanted, keep_n=30, must_drop=np.arange(60), gamma=1e9).indices)
+    with pytest.raises(InputError, match="leaves 12 for a budget of 40"):
+        select(data, **wanted, keep_n=40, beta=0.9)
+
+
+def test_prototypes_have_a_floor_under_every_class(make_data, features, labels):
+    """By hand: floor(f n N_c / N) of each class first, then the highest of all that are left."""
+    data = make_data(labels=labels)
+    wanted = {"features": features, "method": "prototypes", "k": 6, "keep_n": 36}
+    plain, floored = select(data, **wanted), select(data, **wanted, class_floor=0.5)
+    own = plain.scores
+    first: list[int] = []
+    for number, count in ((0, 10), (1, 6), (2, 1)):
+        first += sorted(np.flatnonzero(labels == number), key=lambda i: -own[i])[:count]
+    rest = sorted(set(range(ROWS)) - set(first), key=lambda i: -own[i])[: 36 - len(first)]
+    assert set(floored.indices) == set(first) | set(rest)
+    assert floored.manifest["class_floor_kept"] == [10, 6, 1]
+    for more, words in (
+        ({"per_class": True}, "class_floor: per_class splits the budget already"),
+        ({"class_floor": 2}, "class_floor: must be a finite number"),
+        ({"must_keep": np.flatnonzero(labels == 1)[:36]}, "class_floor: with what must be kept it makes 47 images"),
+    ):
+        with pytest.raises(InputError, match=words):
+            select(data, **wanted, **{"class_floor": 0.5, **more})
+    with pytest.raises(InputError, match="class_floor: this data has no classes"):
+        select(make_data(total=ROWS), **wanted, class_floor=0.5)
+
+
 def test_d2_refuses_negative_scores_as_they_are(make_data, features):
     data = make_data(total=ROWS)
     with pytest.raises(InputError, match="d2 needs scores of at least 0, or scale='rank'"):
