@@ -36,6 +36,8 @@ namespace prunefast {
 namespace {
 
 constexpr int64_t kRows = 48;            // rows of x in a block: a panel in the cache is used that often
+constexpr int64_t kBlocks = 8;           // blocks in a row that a thread takes, the next fetched while one is worked on,
+constexpr int64_t kTasks = 16;           // where that leaves each thread so many turns
 constexpr int64_t kChunkColumns = 1024;  // scores of a block at a time: 48 x 1024 floats = 192 KB
 constexpr double kNormLimit = 1e18;      // above it a product may overflow float32: such data is compared directly
 constexpr int64_t kProbedRows = 12;      // rows that decide whether a format tells enough apart
@@ -172,12 +174,14 @@ struct Workspace {
   int64_t collected = 0;  // candidates ever: how well the screening tells rows of y apart
 };
 
-// What the bound of a row's scores needs of it; `least` and `most` bound |x - mean|^2.
-struct RowNorms {
-  double least, most;
-  float norm, lost, threshold;
-  bool screened;
-  int64_t only;  // the nearest row of y, where the scores leave one; else -1
+// What a block of rows of x carries through the screening; `norm` and `lost` bound |x - mean| and what packing took from
+// it.
+struct Block {
+  PackedRow about[kRows];
+  float scale[kRows], norm[kRows], lost[kRows], threshold[kRows];
+  Finalists finalists[kRows];
+
+  bool screened(int64_t r) const { return about[r].squared < kNormLimit * kNormLimit; }
 };
 
 float kth_largest(std::vector<float>& values, int64_t k) {
@@ -194,8 +198,9 @@ class Search {
         packed_(packed),
         rank_(args.k + (args.certify ? 0 : kUncertified)),
         direct_(packed.direct.load()),
-        settles_(rank_ == 1),
+        settles_(rank_ == 1 && !direct_),
         refines_(!direct_ && args.certify && !args.inner && !packed.format->exact),
+        norm_rounding_(0x1p-23f * static_cast<float>(args.columns + 16)),
         chunk_panels_(direct_ ? 0 : std::max<int64_t>(1, kChunkColumns / packed.panels.width)) {}
 
   Workspace workspace() const {
@@ -212,17 +217,15 @@ class Search {
 
   // False: a value of x is not finite.
   bool rows(int64_t first, int64_t last, Workspace& w) const {
-    RowNorms norms[kRows];
-    if (!direct_) screen(first, last, norms, w);
+    Block b;
+    if (!direct_) screen(first, last, b, w);
+    if (settles_)
+      set_.decide(args_.x + first * args_.x_row_stride, args_.x_row_stride, last - first, args_.y, args_.y_row_stride,
+                  args_.columns, args_.inner, b.finalists, args_.index + first, args_.distance + first);
     for (int64_t r = 0; r < last - first; ++r) {
-      if (!direct_ && norms[r].only >= 0) {
-        const int64_t j = norms[r].only;
-        args_.index[first + r] = j;
-        args_.distance[first + r] = static_cast<float>(distance(first + r, j));
-        continue;
-      }
+      if (settles_ && b.finalists[r].count) continue;
       w.neighbours.clear();
-      if (!direct_ && norms[r].screened) {
+      if (!direct_ && b.screened(r)) {
         for (const Candidate& c : w.candidates[r]) w.neighbours.push_back({distance(first + r, c.index), c.index});
       } else {
         if (!finite(first + r)) return false;
@@ -239,107 +242,111 @@ class Search {
   bool tells_apart(Workspace& w) const {
     const int64_t probed = std::min(args_.rows, kProbedRows), limit = 2 * rank_ + kUncertified + args_.others / 32;
     for (int64_t i = 0; i < probed; ++i) {
-      RowNorms norms[1];
+      Block b;
       const int64_t row = i * args_.rows / probed;
-      screen(row, row + 1, norms, w);
+      screen(row, row + 1, b, w);
     }
     return w.collected <= probed * limit;
   }
 
  private:
-  void screen(int64_t first, int64_t last, RowNorms* norms, Workspace& w) const {
+  void screen(int64_t first, int64_t last, Block& b, Workspace& w) const {
     const Screening& format = *packed_.format;
     const int64_t count = last - first, width = packed_.panels.width, panels = packed_.padded / width;
     const int64_t words = packed_.row_words, stride = chunk_panels_ * width;
-    const float rounding = 0x1p-23f * static_cast<float>(args_.columns + 16);  // of a norm added up in float32
-    float scale[kRows];
+    format.pack_rows(args_.x + first * args_.x_row_stride, args_.x_row_stride, count, packed_.mean.data(),
+                     args_.columns, w.words.data(), words, b.about);
     for (int64_t r = 0; r < count; ++r) {
-      const float* x = args_.x + (first + r) * args_.x_row_stride;
-      const PackedRow row = format.pack(x, packed_.mean.data(), args_.columns, false, w.words.data() + r * words);
-      scale[r] = row.scale;
-      norms[r].screened = row.squared < kNormLimit * kNormLimit;
-      norms[r].norm = std::sqrt(row.squared * (1 + rounding) + 0x1p-126f);
-      norms[r].lost = std::sqrt(row.lost * (1 + rounding) + 0x1p-126f);
-      norms[r].least = row.squared * (1.0 - rounding);
-      norms[r].most = row.squared * (1.0 + rounding);
-      norms[r].threshold = kLowest;
-      norms[r].only = -1;
-      w.candidates[r].clear();
+      b.scale[r] = b.about[r].scale;
+      b.norm[r] = std::sqrt(b.about[r].squared * (1 + norm_rounding_) + 0x1p-126f);
+      b.lost[r] = std::sqrt(b.about[r].lost * (1 + norm_rounding_) + 0x1p-126f);
+      b.threshold[r] = kLowest;
+      b.finalists[r].count = 0;
     }
+    for (int64_t r = 0; r < count; ++r) w.candidates[r].clear();
     for (int64_t from = 0; from < panels; from += chunk_panels_) {
       const int64_t to = std::min(from + chunk_panels_, panels);
-      format.scores(w.words.data(), scale, count, words, &packed_.panels, from, to, w.scores.data(), stride,
-                    w.peaks.data(), chunk_panels_);
-      for (int64_t r = 0; r < count; ++r) {
-        if (!norms[r].screened) continue;
-        float* score = w.scores.data() + r * stride;
-        float* peak = w.peaks.data() + r * chunk_panels_;
+      float* scores = w.scores.data();
+      float* peaks = w.peaks.data();
+      format.scores(w.words.data(), b.scale, count, words, &packed_.panels, from, to, scores, stride, peaks,
+                    chunk_panels_);
+      for (int64_t r = 0; args_.exclude_self && r < count; ++r) {
         const int64_t own = first + r - from * width;
-        if (args_.exclude_self && own >= 0 && own < (to - from) * width) {
-          score[own] = kLowest;
-          float* panel = score + own / width * width;
-          peak[own / width] = *std::max_element(panel, panel + width);
-        }
-        bounds(norms[r], from, to - from, w);
-        if (settles_ && panels <= chunk_panels_) {
-          const ScoreBounds own = own_bounds(norms[r], 0);
-          norms[r].only = set_.only_best(score, panels, width, peak, w.bounds.data(), &own);
-          if (norms[r].only >= 0) continue;
-        }
-        scan(first + r, score, peak, from, to - from, norms[r], w.candidates[r], w);
-        tighten(first + r, norms[r], w.candidates[r], to < panels, w);
-        if (settles_ && to == panels && w.candidates[r].size() == 1) norms[r].only = w.candidates[r][0].index;
+        if (own < 0 || own >= (to - from) * width) continue;
+        float* panel = scores + r * stride + own / width * width;
+        scores[r * stride + own] = kLowest;
+        peaks[r * chunk_panels_ + own / width] = *std::max_element(panel, panel + width);
+      }
+      if (settles_ && panels <= chunk_panels_) {
+        const ScoreBounds most = {packed_.panel_gain.data(), packed_.panel_lost.data(), packed_.panel_fixed.data(), 0, 0};
+        set_.finalists(scores, stride, peaks, chunk_panels_, count, panels, width, &most, b.norm, b.lost, b.finalists);
+      }
+      for (int64_t r = 0; r < count; ++r) {
+        if (!b.screened(r)) b.finalists[r].count = 0;
+        if (b.finalists[r].count || !b.screened(r)) continue;
+        bounds(b, r, from, to - from, w);
+        scan(first + r, scores + r * stride, peaks + r * chunk_panels_, from, to - from, b, r, w);
+        tighten(first + r, b, r, to < panels, w);
+        if (settles_ && to == panels) b.finalists[r] = few_of(w.candidates[r]);
       }
     }
   }
 
-  void bounds(const RowNorms& row, int64_t from, int64_t panels, Workspace& w) const {
+  static Finalists few_of(const std::vector<Candidate>& candidates) {
+    Finalists few = {};
+    if (candidates.size() > kFinalists) return few;
+    for (const Candidate& c : candidates) few.column[few.count++] = static_cast<int32_t>(c.index);
+    return few;
+  }
+
+  void bounds(const Block& b, int64_t r, int64_t from, int64_t panels, Workspace& w) const {
     const float* gain = packed_.panel_gain.data() + from;
     const float* lost = packed_.panel_lost.data() + from;
     const float* fixed = packed_.panel_fixed.data() + from;
-    for (int64_t p = 0; p < panels; ++p) w.bounds[p] = gain[p] * row.norm + (lost[p] * row.lost + fixed[p]);
+    for (int64_t p = 0; p < panels; ++p) w.bounds[p] = gain[p] * b.norm[r] + (lost[p] * b.lost[r] + fixed[p]);
   }
 
-  ScoreBounds own_bounds(const RowNorms& row, int64_t column) const {
-    return {&packed_.gain[column], &packed_.lost[column], &packed_.fixed[column], row.norm, row.lost};
+  ScoreBounds own_bounds(const Block& b, int64_t r, int64_t column) const {
+    return {&packed_.gain[column], &packed_.lost[column], &packed_.fixed[column], b.norm[r], b.lost[r]};
   }
 
   // Only panels whose largest score, with its bound, reaches the threshold are looked into.
-  void scan(int64_t i, const float* score, const float* peak, int64_t from, int64_t panels, RowNorms& row,
-            std::vector<Candidate>& candidates, Workspace& w) const {
+  void scan(int64_t i, const float* score, const float* peak, int64_t from, int64_t panels, Block& b, int64_t r,
+            Workspace& w) const {
+    std::vector<Candidate>& candidates = w.candidates[r];
     const int64_t width = packed_.panels.width;
     const float* bound = w.bounds.data();
     if (rank_ == 1) {
       int64_t best = 0;
       for (int64_t p = 1; p < panels; ++p) best = peak[p] - bound[p] > peak[best] - bound[best] ? p : best;
-      const ScoreBounds own = own_bounds(row, (from + best) * width);
+      const ScoreBounds own = own_bounds(b, r, (from + best) * width);
       w.groups.assign(kScoreGroups, kLowest);
       set_.best_lower_bounds(score + best * width, width, &own, w.groups.data());
-      row.threshold = std::max(row.threshold, kth_largest(w.groups, 1));
+      b.threshold[r] = std::max(b.threshold[r], kth_largest(w.groups, 1));
     } else if (rank_ <= kGroupedK && static_cast<int64_t>(candidates.size()) < rank_) {
       w.groups.assign(kScoreGroups, kLowest);
       for (int64_t p = 0; p < panels; ++p) {
-        const ScoreBounds own = own_bounds(row, (from + p) * width);
+        const ScoreBounds own = own_bounds(b, r, (from + p) * width);
         set_.best_lower_bounds(score + p * width, width, &own, w.groups.data() + p * width % kScoreGroups);
       }
-      row.threshold = std::max(row.threshold, kth_largest(w.groups, rank_));
+      b.threshold[r] = std::max(b.threshold[r], kth_largest(w.groups, rank_));
     }
     int64_t room = 2 * rank_ + 16;
     for (int64_t p = 0; p < panels; ++p) {
-      if (!(peak[p] + bound[p] >= row.threshold)) continue;
+      if (!(peak[p] + bound[p] >= b.threshold[r])) continue;
       const float* mine = score + p * width;
-      const ScoreBounds own = own_bounds(row, (from + p) * width);
-      const int64_t found = set_.collect(mine, width, &own, row.threshold, w.hits.data());
+      const ScoreBounds own = own_bounds(b, r, (from + p) * width);
+      const int64_t found = set_.collect(mine, width, &own, b.threshold[r], w.hits.data());
       for (int64_t h = 0; h < found; ++h) {
         const float value = mine[w.hits[h]];
         if (value == kLowest) continue;  // padding, or the row itself
         const int64_t j = (from + p) * width + w.hits[h];
-        const float error = packed_.gain[j] * row.norm + (packed_.lost[j] * row.lost + packed_.fixed[j]);
+        const float error = packed_.gain[j] * b.norm[r] + (packed_.lost[j] * b.lost[r] + packed_.fixed[j]);
         candidates.push_back({j, value + error, value - error, !refines_});
         ++w.collected;
       }
       if (static_cast<int64_t>(candidates.size()) > room) {
-        tighten(i, row, candidates, true, w);
+        tighten(i, b, r, true, w);
         room = 2 * static_cast<int64_t>(candidates.size()) + 16;
       }
     }
@@ -347,36 +354,38 @@ class Search {
 
   // Raises the threshold to the k-th largest lower bound and drops what cannot reach it; first with the bounds of the
   // screening, then, where more than an answer is left or scores are yet `to_come`, with those of float32 differences.
-  void tighten(int64_t i, RowNorms& row, std::vector<Candidate>& candidates, bool to_come, Workspace& w) const {
-    raise(row, candidates, w);
+  void tighten(int64_t i, Block& b, int64_t r, bool to_come, Workspace& w) const {
+    std::vector<Candidate>& candidates = w.candidates[r];
+    raise(b, r, w);
     if (!refines_ || static_cast<int64_t>(candidates.size()) < rank_ + (to_come ? 0 : 1)) return;
     bool refined = false;
     for (Candidate& c : candidates) {
       if (c.refined) continue;
-      refine(i, row, c);
+      refine(i, b.about[r].squared, c);
       refined = true;
     }
-    if (refined) raise(row, candidates, w);
+    if (refined) raise(b, r, w);
   }
 
-  void raise(RowNorms& row, std::vector<Candidate>& candidates, Workspace& w) const {
+  void raise(Block& b, int64_t r, Workspace& w) const {
+    std::vector<Candidate>& candidates = w.candidates[r];
     if (static_cast<int64_t>(candidates.size()) < rank_) return;
     w.values.clear();
     for (const Candidate& c : candidates) w.values.push_back(c.lower);
-    row.threshold = std::max(row.threshold, kth_largest(w.values, rank_));
-    const float limit = row.threshold;
+    b.threshold[r] = std::max(b.threshold[r], kth_largest(w.values, rank_));
+    const float limit = b.threshold[r];
     candidates.erase(
         std::remove_if(candidates.begin(), candidates.end(), [=](const Candidate& c) { return c.upper < limit; }),
         candidates.end());
   }
 
   // The score is (|x|^2 - |x - y|^2) / 2, both centred.
-  void refine(int64_t i, const RowNorms& row, Candidate& c) const {
+  void refine(int64_t i, float x_squared, Candidate& c) const {
     const double unit = rounding_unit(args_.columns), underflow = underflow_of(args_.columns);
     const double squared = set_.quick_squared(args_.x + i * args_.x_row_stride, args_.y + c.index * args_.y_row_stride,
                                               args_.columns);
-    c.upper = std::min(c.upper, above((row.most - squared * (1 - unit)) / 2 + underflow));
-    c.lower = std::max(c.lower, below((row.least - squared * (1 + unit)) / 2 - underflow));
+    c.upper = std::min(c.upper, above((x_squared * (1.0 + norm_rounding_) - squared * (1 - unit)) / 2 + underflow));
+    c.lower = std::max(c.lower, below((x_squared * (1.0 - norm_rounding_) - squared * (1 + unit)) / 2 - underflow));
     c.refined = true;
   }
 
@@ -404,6 +413,7 @@ class Search {
   const Packed& packed_;
   const int64_t rank_;
   const bool direct_, settles_, refines_;
+  const float norm_rounding_;  // relative, of a squared norm added up in float32
   const int64_t chunk_panels_;
 };
 
@@ -456,12 +466,15 @@ int32_t prunefast_topk(const prunefast_topk_args* arguments) {
     for (Workspace& w : workspaces) w = search.workspace();
     std::atomic<bool> out_of_memory{false}, bad_value{false};
     const auto search_rows = [&](int64_t begin, int64_t end) {
-      parallel_blocks((end - begin + kRows - 1) / kRows, threads, [&](int64_t block, int thread) {
-        const int64_t first = begin + block * kRows;
+      const int64_t task = kRows * std::clamp<int64_t>((end - begin) / (kTasks * threads * kRows), 1, kBlocks);
+      parallel_blocks((end - begin + task - 1) / task, threads, [&](int64_t number, int thread) {
+        const int64_t from = begin + number * task, to = std::min(end, from + task);
         try {
-          if (out_of_memory.load() || bad_value.load()) return;
-          if (!search.rows(first, std::min(end, first + kRows), workspaces[static_cast<size_t>(thread)]))
-            bad_value.store(true);
+          for (int64_t first = from; first < to; first += kRows) {
+            if (out_of_memory.load() || bad_value.load()) return;
+            if (!search.rows(first, std::min(to, first + kRows), workspaces[static_cast<size_t>(thread)]))
+              bad_value.store(true);
+          }
         } catch (const std::bad_alloc&) {
           out_of_memory.store(true);
         }

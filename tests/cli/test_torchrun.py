@@ -13,30 +13,45 @@ import pytest
 from prunefast import Coreset, TrainConfig, train
 from prunefast.data import open_dataset
 
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def call(*command: object) -> subprocess.CompletedProcess[str]:
+    arguments = [sys.executable, *map(str, command)]
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=300, env=ENVIRONMENT, check=False)
+
 
 def torchrun(processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += ["-m", "prunefast", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "prunefast")
+    return call(*launcher, *arguments)
 
 
-def chain(folder: Path, images: Path, processes: int) -> Path:
-    """The features, a score and a coreset of `images`, by that many processes."""
-    steps = [
+def steps(folder: Path, images: Path) -> list[tuple[object, ...]]:
+    """The features, a score and a coreset of `images`."""
+    return [
         ("embed", images, "-o", folder, "--quiet"),
         ("select", folder, "--method", "d2", "--score", "knn", "--keep", 0.25),
     ]
-    for step in steps:
-        done = torchrun(processes, *step)
-        assert done.returncode == 0, done.stderr
-    assert done.stdout.count("24 of 96 images kept") == 1  # one of them speaks
-    return folder
+
+
+# Both steps in one process, without a launcher: an import of torch takes longer than either.
+ALONE = """
+import json, sys
+from prunefast.cli import main
+for step in json.loads(sys.argv[1]):
+    assert main(step) == 0
+"""
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_coreset_of_one(images: Path, tmp_path: Path) -> None:
-    one, two = (chain(tmp_path / str(processes), images, processes) for processes in (1, 2))
+    one, two = tmp_path / "1", tmp_path / "2"
+    alone = call("-c", ALONE, json.dumps([[str(part) for part in step] for step in steps(one, images)]))
+    assert alone.returncode == 0, alone.stderr
+    for step in steps(two, images):
+        done = torchrun(2, *step)
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.count("24 of 96 images kept") == 1  # one of them speaks
     first, second = Coreset.load(one / "coreset.parquet"), Coreset.load(two / "coreset.parquet")
     assert first.fingerprint == second.fingerprint
     for name in ("coreset.parquet", "scores.parquet", "features.npy", "knn.npz"):

@@ -9,6 +9,6 @@
 
 #define PRUNEFAST_KERNELS(name)                                                                                       \
   {name,        kVector,      quad_words,   quad_uniforms, quad_normals, store_tile, loss_chunk,         noise_chunk, \
-   centre,      best_lower_bounds, only_best, collect,     quick_squared, direct_squared, direct_inner,  add_row,     \
+   centre,      best_lower_bounds, finalists, collect,     quick_squared, direct_squared, direct_inner, decide, add_row, \
    kPanel,      kFactorRows,  add_products, substitute,    norm_origin,  norm_sums,  norm_apply, norm_gradient_sums,  \
    norm_gradient, hamming_scan}

@@ -54,8 +54,9 @@ struct Bfloat16 {
   }
 };
 
-constexpr Screening int8_screening = {4, false, 1 << 16, 256, Int8::pack, scores<Int8>};
-constexpr Screening bfloat16_screening = {2, false, kAnyColumns, 17, Bfloat16::pack, scores<Bfloat16>};
+constexpr Screening int8_screening = {4, false, 1 << 16, 256, Int8::pack, pack_rows<Int8>, scores<Int8>};
+constexpr Screening bfloat16_screening = {2, false, kAnyColumns, 17, Bfloat16::pack, pack_rows<Bfloat16>,
+                                          scores<Bfloat16>};
 
 }  // namespace
 

@@ -33,26 +33,33 @@ void best_lower_bounds(const float* score, int64_t width, const ScoreBounds* bou
     store(groups + i, maximum(load(score + i) - bound_at(*bounds, i), load(groups + i)));
 }
 
-int64_t only_best(const float* score, int64_t panels, int64_t width, const float* peak, const float* most,
-                  const ScoreBounds* bounds) {
-  int64_t first = 0;
-  for (int64_t p = 1; p < panels; ++p) first = peak[p] - most[p] > peak[first] - most[first] ? p : first;
-  vf lower = splat(peak[first] - most[first]);
-  for (int64_t i = first * width; i < (first + 1) * width; i += kVector)
-    lower = maximum(load(score + i) - bound_at(*bounds, i), lower);
-  const float threshold = largest(lower);
-  const vf limit = splat(threshold);
-  int64_t best = -1;
-  for (int64_t p = 0; p < panels; ++p) {
-    if (!(peak[p] + most[p] >= threshold)) continue;
-    for (int64_t i = p * width; i < (p + 1) * width; i += kVector) {
-      const uint32_t mask = reaches(load(score + i) + bound_at(*bounds, i), limit);
-      if (!mask) continue;
-      if (best >= 0 || (mask & (mask - 1))) return -1;
-      best = i + __builtin_ctz(mask);
+inline float bound_of(const ScoreBounds& b, int64_t i, float norm, float rest) {
+  return b.gain[i] * norm + (b.lost[i] * rest + b.fixed[i]);
+}
+
+void finalists(const float* score, int64_t score_stride, const float* peak, int64_t peak_stride, int64_t rows,
+               int64_t panels, int64_t width, const ScoreBounds* bounds, const float* norm, const float* rest,
+               Finalists* out) {
+  for (int64_t r = 0; r < rows; ++r, score += score_stride, peak += peak_stride) {
+    float threshold = -__builtin_inff();
+    for (int64_t p = 0; p < panels; ++p) {
+      const float lower = peak[p] - bound_of(*bounds, p, norm[r], rest[r]);
+      threshold = lower > threshold ? lower : threshold;
     }
+    const vf limit = splat(threshold);
+    int32_t found = 0;
+    for (int64_t p = 0; p < panels && found <= kFinalists; ++p) {
+      const float bound = bound_of(*bounds, p, norm[r], rest[r]);
+      // Which of few panels is looked into cannot be foreseen: looking into all of them costs less than a wrong guess.
+      if (panels > kForeseen && !(peak[p] + bound >= threshold)) continue;
+      uint64_t reached = 0;
+      for (int64_t i = 0; i < width; i += kVector)
+        reached |= (uint64_t)reaches(load(score + p * width + i) + splat(bound), limit) << i;
+      for (; reached && found <= kFinalists; reached &= reached - 1)
+        out[r].column[found++] = (int32_t)(p * width + __builtin_ctzll(reached));
+    }
+    out[r].count = found <= kFinalists ? found : 0;
   }
-  return best;
 }
 
 int64_t collect(const float* score, int64_t width, const ScoreBounds* bounds, float threshold, int32_t* hits) {
@@ -138,6 +145,25 @@ double direct_squared(const float* x, const float* y, int64_t columns) {
 
 double direct_inner(const float* x, const float* y, int64_t columns) {
   return direct(x, y, columns, [](vd a, vd b) { return a * b; });
+}
+
+void decide(const float* x, int64_t x_stride, int64_t rows, const float* y, int64_t y_stride, int64_t columns, bool inner,
+            const Finalists* finalists, int64_t* index, float* distance) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* row = x + r * x_stride;
+    for (int64_t d = 0; d < columns; d += 16) __builtin_prefetch(row + rows * x_stride + d, 0, 2);
+    if (!finalists[r].count) continue;
+    double least = __builtin_inf();
+    for (int32_t i = 0; i < finalists[r].count; ++i) {
+      const int32_t j = finalists[r].column[i];
+      const float* other = y + j * y_stride;
+      const double value = inner ? -direct_inner(row, other, columns) : direct_squared(row, other, columns);
+      if (i && !(value < least)) continue;
+      least = value;
+      index[r] = j;
+    }
+    distance[r] = (float)least;
+  }
 }
 
 void add_row(double* sum, const float* x, int64_t columns) {

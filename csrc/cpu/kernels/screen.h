@@ -204,10 +204,18 @@ void scores(const uint32_t* x, const float* scale, int64_t rows, int64_t row_str
   call(x, scale, rows, row_stride, *panels, first, last, out, score_stride, peaks, peak_stride);
 }
 
+template <typename Format>
+void pack_rows(const float* x, int64_t x_stride, int64_t rows, const float* mean, int64_t columns, uint32_t* out,
+               int64_t row_stride, PackedRow* about) {
+  for (int64_t r = 0; r < rows; ++r)
+    about[r] = Format::pack(x + r * x_stride, mean, columns, false, out + r * row_stride);
+}
+
 constexpr int64_t kAnyColumns = INT64_MAX;
-constexpr Screening float32_screening = {1, true, kAnyColumns, 0, Float32::pack, scores<Float32>};
+constexpr Screening float32_screening = {1, true, kAnyColumns, 0, Float32::pack, pack_rows<Float32>,
+                                         scores<Float32>};
 #if defined(__AVX2__)
-constexpr Screening int16_screening = {2, false, 1 << 20, 17, Int16::pack, scores<Int16>};
+constexpr Screening int16_screening = {2, false, 1 << 20, 17, Int16::pack, pack_rows<Int16>, scores<Int16>};
 #endif
 
 }  // namespace

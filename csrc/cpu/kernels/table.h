@@ -10,6 +10,8 @@ constexpr int64_t kTile = 1024;       // floats of one operand at a time: all op
 constexpr int64_t kTilePad = 64 + 4;  // room for whole quads before and after a tile
 constexpr int64_t kPackedColumns = 32;  // rows packed for screening are padded to whole registers of every format
 constexpr int64_t kHammingRows = 4;  // query hashes compared with a register of others while it is loaded
+constexpr int32_t kFinalists = 4;     // rows of y that are compared in float64 without closer bounds first
+constexpr int64_t kForeseen = 4;      // panels
 constexpr int64_t kScoreGroups = 64;  // disjoint groups of columns whose best lower bounds give the first threshold
 
 struct PhiloxKey {
@@ -66,10 +68,19 @@ struct Screening {
   int64_t least_others;  // rows of y from which the products saved outweigh the conversion (measured at 64 columns)
   // x - mean, zeros up to a multiple of kPackedColumns dimensions; `other` for a row of y.
   PackedRow (*pack)(const float* x, const float* mean, int64_t columns, bool other, uint32_t* out);
+  // The same of rows of x, whose packed rows lie row_stride words apart.
+  void (*pack_rows)(const float* x, int64_t x_stride, int64_t rows, const float* mean, int64_t columns, uint32_t* out,
+                    int64_t row_stride, PackedRow* about);
   // Packed rows (row_stride words apart) and their scales against panels [first, last): scores (score_stride apart) and
   // the largest score of each panel (peak_stride apart).
   void (*scores)(const uint32_t* x, const float* scale, int64_t rows, int64_t row_stride, const Panels* panels,
                  int64_t first, int64_t last, float* out, int64_t score_stride, float* peaks, int64_t peak_stride);
+};
+
+// Rows of y that may be the nearest, ascending; none: there are more than fit.
+struct Finalists {
+  int32_t count;
+  int32_t column[kFinalists + 1];
 };
 
 // The error of column i's score is at most gain[i] norm + lost[i] rest + fixed[i].
@@ -97,16 +108,20 @@ struct Kernels {
   double (*centre)(const float* x, const float* mean, int64_t columns, float* out);  // out = x - mean; its squared norm
   // Scans of the scores of one row. kScoreGroups running maxima of the lower bounds of a panel:
   void (*best_lower_bounds)(const float* score, int64_t width, const ScoreBounds* bounds, float* groups);
-  // The only column whose upper bound reaches the largest lower bound, -1 if there are more. `peak` and `most` are the
-  // largest score and bound of each panel.
-  int64_t (*only_best)(const float* score, int64_t panels, int64_t width, const float* peak, const float* most,
-                       const ScoreBounds* bounds);
+  // Of rows of scores: the columns whose upper bound reaches the row's largest lower bound. `peak` is the largest score
+  // of each panel; all columns of panel p have the bound i = p.
+  void (*finalists)(const float* score, int64_t score_stride, const float* peak, int64_t peak_stride, int64_t rows,
+                    int64_t panels, int64_t width, const ScoreBounds* bounds, const float* norm, const float* rest,
+                    Finalists* out);
   // Columns of one panel whose upper bound reaches the threshold.
   int64_t (*collect)(const float* score, int64_t width, const ScoreBounds* bounds, float threshold, int32_t* hits);
   // |x - y|^2 in float32, its relative error within (columns + 3) u.
   float (*quick_squared)(const float* x, const float* y, int64_t columns);
   double (*direct_squared)(const float* x, const float* y, int64_t columns);
   double (*direct_inner)(const float* x, const float* y, int64_t columns);
+  // The nearest of the finalists of each row of x that has any; the rows that follow are fetched meanwhile.
+  void (*decide)(const float* x, int64_t x_stride, int64_t rows, const float* y, int64_t y_stride, int64_t columns,
+                 bool inner, const Finalists* finalists, int64_t* index, float* distance);
   void (*add_row)(double* sum, const float* x, int64_t columns);
 
   // Float64 products over panels of `panel` numbers. add_products: tile[i][j] += sum over d of left[d][i] right[d][j].
