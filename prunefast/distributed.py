@@ -261,6 +261,7 @@ def _portable(error: Exception | None) -> Exception | None:
 
 _SEEN = "prunefast/rank-{}"  # in the group's store: where the process runs
 _ENDED = "prunefast/ended-{}"  # and why it gave up, where it could say so
+_FOUND = "prunefast/found"  # what the first to notice said: that one may have ended too when the next asks
 _PATIENCE_SECONDS = 5.0  # for a process that was killed to be gone, or to say why it ends
 
 
@@ -278,7 +279,10 @@ def losses_named() -> Iterator[None]:
         if isinstance(error, MachineError) or not _is_of_the_transport(error):
             _tell(error)
             raise
-        raise LostRank(_who_ended()) from None
+        found = _who_ended()
+        with contextlib.suppress(RuntimeError):
+            _store().set(_FOUND, found)
+        raise LostRank(found) from None
     except Exception as error:
         _tell(error)
         raise
@@ -319,6 +323,9 @@ def _who_ended() -> str:
     fix = "start again: what was finished is kept"
     give_up = time.monotonic() + _PATIENCE_SECONDS
     while time.monotonic() < give_up:
+        with contextlib.suppress(RuntimeError):
+            if store.check([_FOUND]):
+                return store.get(_FOUND).decode()
         for rank in range(here.size):
             if rank == here.rank:
                 continue

@@ -62,6 +62,15 @@ distributed.barrier()
 parts = [torch.full((2, 3), 1.0 + here.rank), torch.tensor(10.0)]
 add_over_ranks(parts)
 found["added"] = [parts[0].tolist(), parts[1].item()]
+found["largest"] = distributed.largest(here.rank, -here.rank, 3)
+found["everywhere"] = distributed.everywhere(lambda: here.rank)
+def fail_on_some():
+    if here.rank:
+        raise InputError(f"rank {here.rank} says no")
+try:
+    distributed.everywhere(fail_on_some)
+except InputError as error:
+    found["everywhere_error"] = [str(error), distributed.was_heard(error)]
 print(json.dumps(found))
 """
 
@@ -93,6 +102,52 @@ def test_a_sum_has_the_same_bits_in_every_world(worlds):
         expected += block.astype(np.float64).sum()
     assert {found["sum"] for ranks in worlds.values() for found in ranks} == {float(expected).hex()}
     assert float(expected).hex() != float(sum(b.astype(np.float64).sum() for b in values[::-1])).hex()
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_all_work_and_agree(worlds, size):
+    for rank, found in enumerate(worlds[size]):
+        assert found["largest"] == [size - 1, 0, 3]
+        assert found["everywhere"] == rank
+        if size > 1:  # the first that fails is heard by all
+            assert found["everywhere_error"] == ["rank 1 says no", rank != 1]
+
+
+LOST = """
+import json, os, signal, sys, time
+from prunefast import distributed
+from prunefast.errors import InputError
+here = distributed.connect()
+said = "nothing"
+if here.rank == 1 and sys.argv[1] == "killed":
+    print(json.dumps(said), flush=True)
+    time.sleep(0.5)
+    os._exit(0)
+try:
+    with distributed.losses_named():
+        if here.rank == 1 and sys.argv[1] == "wrong":
+            raise InputError("image 7:\\n is broken")
+        distributed.largest(1)
+except Exception as error:
+    said = [type(error).__name__, str(error)]
+print(json.dumps(said), flush=True)
+time.sleep(2)  # rank 0 holds the store here, with torchrun its agent does
+os._exit(0)
+"""
+
+
+def test_a_rank_that_ends_is_named_with_its_reason(run_ranks):
+    wrong = run_ranks(LOST, 3, "wrong")
+    assert wrong[1] == ["InputError", "image 7:\n is broken"]
+    for rank in (0, 2):
+        assert wrong[rank] == ["LostRank", "rank 1 of 3 ended: image 7: is broken"]
+
+
+def test_a_rank_that_is_killed_is_named(run_ranks):
+    killed = run_ranks(LOST, 3, "killed")
+    for rank in (0, 2):
+        assert killed[rank][0] == "LostRank"
+        assert killed[rank][1].startswith("rank 1 of 3 ended without a word")
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
