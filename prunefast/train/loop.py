@@ -342,6 +342,8 @@ class _Run:
             return
         self._check_divergence()
         parts = self.parts
+        if shards is not None:
+            shards.close()
         pruning = None if parts.pruning is None else parts.pruning.tensors()
         files = checkpoint_tensors(parts.model, parts.ema, parts.updater, pruning)
         if shards is not None and not finished:

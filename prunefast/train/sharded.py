@@ -90,8 +90,13 @@ class Shards:
     """Which part of every tensor this rank has."""
 
     def __init__(self, model: nn.Module):
+        self._model = model
         self._of: dict[str, DTensor] = dict(model.named_parameters())  # type: ignore[arg-type]
         self.mesh = next(iter(self._of.values())).device_mesh
+
+    def close(self) -> None:
+        """Give back what a pass without a backward one (a measurement) has left gathered."""
+        self._model.reshard()  # type: ignore[operator]
 
     def _parameter(self, key: str, dimensions: int) -> DTensor | None:
         """That by which a tensor is cut, which is itself NAME, NAME.MOMENT or AVERAGE/NAME; None: it is nobody's part,

@@ -19,7 +19,7 @@ WORK = HERE / "rank_work.py"
 rank_work = SimpleNamespace(**runpy.run_path(str(WORK)))
 compared = SimpleNamespace(**runpy.run_path(str(HERE / "test_ranks.py")))
 
-SETTINGS: dict[str, Any] = {"grad_clip": 0.5, "ema_sigma_rel": (0.05, 0.1)}
+SETTINGS: dict[str, Any] = {"grad_clip": 0.5, "ema_sigma_rel": (0.05, 0.1), "holdout": 0.1}
 
 SCRIPT = """
 import json, runpy, sys, os
@@ -32,7 +32,7 @@ from prunefast.train.state import list_checkpoints
 work = runpy.run_path(sys.argv[1])
 folder, size = Path(sys.argv[2]), world().size
 config, data, train = work["make_config"], work["build_data"](), work["train"]
-fsdp = {"parallel": "fsdp", "batch_device": 3, "grad_clip": 0.5, "ema_sigma_rel": (0.05, 0.1)}
+fsdp = {"parallel": "fsdp", "batch_device": 3, "grad_clip": 0.5, "ema_sigma_rel": (0.05, 0.1), "holdout": 0.1}
 found = {}
 with work["recorded"]() as seen:
     train(config(folder / f"whole-{size}", images=208, **fsdp), data)
@@ -59,7 +59,7 @@ else:  # from the shards of two
     stopped(folder / "stopped-4", 80)
 if size == 2:
     for name, options in work["NETWORKS"].items():
-        train(config(folder / name, images=32, model=name, **{**fsdp, **options}), data)
+        train(config(folder / name, images=32, model=name, **{**fsdp, **options, "holdout": None}), data)
 found["left"] = [p.name for p in list_checkpoints(folder / ("stopped" if size == 2 else "stopped-4") / "train")]
 found["error"] = work["failure"](lambda: train(config(folder / "compiled", images=32, compile=True, **fsdp), data))
 print(json.dumps(found))
@@ -87,7 +87,7 @@ def finish_alone(folder: Path) -> None:
 def test_two_processes_end_with_the_files_of_one(alone, two):
     folder, found = two
     with rank_work.recorded() as seen:
-        train(rank_work.make_config(folder / "again", images=208), rank_work.build_data())
+        train(rank_work.make_config(folder / "again", images=208, holdout=0.1), rank_work.build_data())
     assert compared.together([rank["seen"] for rank in found]) == seen
     run = folder / "whole-2"
     compared.assert_close(alone / "whole", run, 2 * compared.WEIGHT_TOLERANCE)
