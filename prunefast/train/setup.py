@@ -181,8 +181,8 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module:
         if class_weights is not None and config.class_weights_in == "sampler":
             raise InputError('dynamic_prune: chooses the images itself; give class_weights_in = "loss"')
     if module is not None:
-        for key, off in (("dropout", None), ("model_options", {})):
-            if getattr(config, key) != off:
+        for key in ("dropout", "model_options"):
+            if getattr(config, key) not in (None, {}):
                 raise InputError(
                     f"{key}: is of a network that prunefast builds, and the module passed is built; leave it out"
                 )
