@@ -98,6 +98,12 @@ def _half_set(missing: str) -> InputError:
     return InputError(f"{missing}: is not set although {given} is; start with torchrun, or unset RANK and WORLD_SIZE")
 
 
+def share_of_processors() -> int | None:
+    """Threads for each process of torchrun on this machine; None: there is one, which takes what it likes."""
+    processes = _whole("LOCAL_WORLD_SIZE", 1)
+    return None if processes < 2 else max(len(os.sched_getaffinity(0)) // processes, 1)
+
+
 def is_main() -> bool:
     """Whether this process prints and writes."""
     return world().is_main

@@ -267,3 +267,11 @@ def fail(group):
 fail(torch.distributed.group.WORLD)
 """
     assert run_ranks(script, 2) == [[], []]
+
+
+def test_processors_are_shared_by_the_processes_of_a_machine(environment):
+    assert distributed.share_of_processors() is None
+    environment.setenv("LOCAL_WORLD_SIZE", "2")
+    assert distributed.share_of_processors() == max(len(os.sched_getaffinity(0)) // 2, 1)
+    environment.setenv("LOCAL_WORLD_SIZE", "1000")
+    assert distributed.share_of_processors() == 1

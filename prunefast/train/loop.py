@@ -110,8 +110,11 @@ def train(
         raise InputTypeError(f"config is a {type(config).__name__}; give a TrainConfig")
 
     def plan() -> Plan:
+        processes = distributed.world().size
+        check_shares(config.batch_size, processes)
+        if processes > 1 and ":" in config.device:
+            raise InputError(f"device: {config.device} is one for {processes} processes; give cuda, each takes its own")
         opened = open_inputs(config, data, coreset)
-        check_shares(config.batch_size, distributed.world().size)
         return make_plan(config, *opened, model)
 
     return train_plan(distributed.everywhere(plan), RunFolder(config.out).train, progress)

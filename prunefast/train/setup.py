@@ -405,7 +405,7 @@ def build_parts(plan: Plan) -> Parts:
         multiplier=None if plan.patches is None else plan.patches.multiplier,
         windows=None if plan.patches is None else partial(plan.patches.windows, flip=step.flip),
         seed=config.seed,
-        threads=config.threads,
+        threads=config.threads or distributed.share_of_processors(),
         device=device,
         pruning=pruning,
         on_error=config.on_unreadable,  # type: ignore[arg-type]

@@ -54,6 +54,7 @@ found["again"] = work["train"](config(made, images=96), work["build_data"]()).re
 found["errors"] = [
     work["failure"](lambda: work["train"](config(folder / "odd", images=96, batch_size=15), work["build_data"]())),
     work["failure"](lambda: work["train"](config(made, images=160, lr=1e-4), work["build_data"]())),
+    work["failure"](lambda: work["train"](config(made, images=160, device="cuda:0"), work["build_data"]())),
 ]
 print(json.dumps(found))
 """
@@ -167,6 +168,7 @@ def test_every_rank_gets_the_error(run_world, size):
         assert rank["errors"][0] == f"InputError: batch_size is 15: must be a multiple of the {size} processes"
         assert rank["errors"][1].startswith("InputError: ")
         assert "lr (0.001, now 0.0001)" in rank["errors"][1]
+        assert rank["errors"][2].startswith(f"InputError: device: cuda:0 is one for {size} processes; give cuda")
 
 
 @SIZES
