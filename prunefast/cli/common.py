@@ -274,8 +274,9 @@ def training(options: argparse.Namespace, *, out: str, data: "ImageDataset") -> 
     values = training_values(options)
     values |= {"out": out, "data": data.path or None, "split": data.split}
     base = options.config
-    if base is None and options.preset is None and list_checkpoints(RunFolder(out).train):
-        base = RunFolder(out).train / "config.toml"  # a run goes on with its own settings, whatever the presets are now
+    own = RunFolder(out).train / "config.toml"  # a run goes on with its own settings, whatever the presets are now
+    if base is None and options.preset is None and own.is_file() and list_checkpoints(own.parent):
+        base = own
     if base is not None:
         return TrainConfig.load(base, **values)
     preset = options.preset

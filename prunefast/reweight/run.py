@@ -323,6 +323,11 @@ class _MicroBatches:
         while True:
             yield [next(batches) for _ in range(self.count)]
 
+    @property
+    def replaced(self) -> Any:
+        """As the loader's."""
+        return self.loader.replaced
+
     def state_dict(self) -> dict[str, Any]:
         return self.loader.state_dict()
 

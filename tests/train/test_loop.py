@@ -207,10 +207,10 @@ def test_killed_between_the_last_checkpoint_and_the_summary(place, data, make_co
     config = make_config(images=100)
     original = getattr(loop_module._Run, place)
 
-    def fail(self, **options):
+    def fail(self, *arguments, **options):
         if self.images >= 100 and options.get("finished", True):
             raise Injected
-        original(self, **options)
+        return original(self, *arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop_module._Run, place, fail)
