@@ -10,7 +10,7 @@ Positions are learned, at the inputs of encoder and decoder, and every attention
 of two tokens' places.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,15 +49,13 @@ class MDT(DiT):
 
     offsets: Tensor
 
-    def __init__(self, *, decoder_depth: int = 2, **options: Any):
-        super().__init__(**options)
+    def __init__(self, *, decoder_depth: int = 2, mlp_ratio: float = 4.0, dropout: float = 0.0, **options: Any):
+        super().__init__(mlp_ratio=mlp_ratio, dropout=dropout, **options)
         if not 1 <= decoder_depth < len(self.blocks):
             raise InputError(f"decoder_depth must be from 1 to {len(self.blocks) - 1} (depth - 1), not {decoder_depth}")
         self.decoder_depth = decoder_depth
-        width, block = self.patch.out_channels, self.blocks[0]
-        self.side_interpolater = SideInterpolater(
-            width, block.heads, options.get("mlp_ratio", 4.0), block.dropout.p, block.place_bias.shape[1]
-        )
+        width, block = self.patch.out_channels, cast(PlacedBlock, self.blocks[0])
+        self.side_interpolater = SideInterpolater(width, block.heads, mlp_ratio, dropout, block.place_bias.shape[1])
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
         nn.init.normal_(self.mask_token, std=0.02)
         self.positions = nn.Parameter(self.positions)
@@ -81,7 +79,8 @@ class MDT(DiT):
             check_visible(visible, len(x), tokens.shape[1])
             tokens = tokens.gather(1, visible[:, :, None].expand(-1, -1, tokens.shape[2]))
             offset = self.offsets[visible[:, :, None], visible[:, None, :]]
-        encoder, decoder = self.blocks[: -self.decoder_depth], self.blocks[-self.decoder_depth :]
+        blocks = cast(list[PlacedBlock], list(self.blocks))
+        encoder, decoder = blocks[: -self.decoder_depth], blocks[-self.decoder_depth :]
         for block in encoder:
             tokens = block.at(tokens, condition, offset)
         positions = self.decoder_positions.to(tokens.dtype)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +232,7 @@ def load_denoiser(
         model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         if prompts is not None:
             rows = prompts.to(device)
-            model = PromptedNetwork(model, lambda numbers, rows=rows: rows.index_select(0, numbers), len(rows) - 1)
+            model = PromptedNetwork(model, partial(rows.index_select, 0), len(rows) - 1)
         denoisers.append(Denoiser(model, process, prediction, guidance))
     if "edges" in state:
         return GroupedDenoiser(TimestepGroups(process, tuple(state["edges"])), denoisers)
