@@ -251,12 +251,14 @@ def decode_squares(blobs: list[bytes], out: np.ndarray) -> tuple[int, str] | Non
     The common case, a JPEG that is R x R already, is one call an image that writes into its place and holds no GIL.
     """
     side = out.shape[1]
-    fast = None if simplejpeg is None else simplejpeg.decode_jpeg
     shape = (side, side, 3)
     for number, blob in enumerate(blobs):
-        if fast is not None and blob[:3] == b"\xff\xd8\xff" and blob.find(b"Exif\0\0", 0, HEAD_BYTES) < 0:
+        if simplejpeg is not None and blob[:3] == b"\xff\xd8\xff" and blob.find(b"Exif\0\0", 0, HEAD_BYTES) < 0:
             try:
-                if fast(blob, "RGB", False, False, 0, 0, 1.0, out[number]).shape == shape:
+                height, width, colours, _ = simplejpeg.decode_jpeg_header(blob)
+                # CMYK is for Pillow, which rounds otherwise
+                if (height, width, 3) == shape and colours in ("YCbCr", "Gray", "RGB"):
+                    simplejpeg.decode_jpeg(blob, "RGB", False, False, 0, 0, 1.0, out[number])
                     continue
             except (ValueError, RuntimeError):
                 pass  # another size, CMYK, or broken: the general path tells

@@ -158,7 +158,9 @@ def _tensors(path: str) -> tuple[dict[str, tuple[np.ndarray, bool]], dict[str, A
         if head[:6] == b"\x93NUMPY":
             try:
                 return {"latents": (np.load(path, mmap_mode="r", allow_pickle=False), False)}, {}
-            except (OSError, ValueError, EOFError, SyntaxError) as error:
+            except MemoryError:
+                raise
+            except Exception as error:  # the header is parsed as Python text, which fails in many ways
                 reason = " ".join(str(error).split())[:100]
                 raise InputError(f"{path}: is not a readable .npy array ({reason})") from None
         try:
@@ -241,7 +243,9 @@ def _labels(path: str, tensors: dict[str, tuple[np.ndarray, bool]], record: dict
         file = Path(path).with_name(Path(labels).name)
         try:
             return np.load(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError, SyntaxError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # as above
             raise InputError(f"{file}: cannot be read ({' '.join(str(error).split())[:100]})") from None
     return labels
 

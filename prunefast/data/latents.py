@@ -116,7 +116,9 @@ def open_latents(folder: str | os.PathLike[str]) -> LatentDataset:
     table, info = load_table(folder / ITEMS)
     try:
         moments = np.load(folder / MOMENTS, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # the header is parsed as Python text, which fails in many ways
         raise InputError(f"{folder / MOMENTS}: cannot be read ({error}); encode them again") from None
     if moments.shape != (len(table), wide) or moments.dtype != np.float32:
         raise InputError(
