@@ -4,9 +4,10 @@ pytest benchmarks/bench_dali.py
 
 The native loader, the DALI loader and a plain DALI pipeline (`readers.file` with the coreset's paths, its buffer of
 random order, the same decoder) read the same files, two threads each, warm cache. The plain pipeline has neither sums,
-nor an order that can be continued, nor labels of ours; it resizes by its triangular filter, as it has no box filter. On
-a GPU: `benchmarks/gpu/run.sh decode`. PRUNEFAST_BENCH_IMAGES: how many images (default 4,000 of 64 px, a quarter of it
-of 256 px).
+nor an order that can be continued, nor labels of ours; it resizes by its triangular filter, as it has no box filter;
+and it works on between the rounds, so that only its rows for all images say something. On a GPU:
+`benchmarks/gpu/run.sh decode`. PRUNEFAST_BENCH_IMAGES: how many images (default 4,000 of 64 px, a quarter of it of
+256 px).
 """
 
 import io
