@@ -132,8 +132,12 @@ class _DenoisingLoss(torch.autograd.Function):
     def forward(ctx, pred, x0, noise, seed, position, a, b, weight, labels, classes, reference, corner, flip):
         samples = pred.shape[0]
         weights = torch.ones_like(a) if weight is None else weight
-        divisor = torch.where(weights == 0, torch.ones_like(weights), weights)  # of a weight 0 the difference is kept
         ctx.plain = pred.dtype == torch.float16
+        # Small batches cost what their calls into torch do: none that the usual backward can do without.
+        ctx.whole = weight is None or (_reads_values(pred) and bool(weight.all()))
+        divisor = (
+            weights if ctx.whole else torch.where(weights == 0, 1.0, weights)
+        )  # of a weight 0 the difference is kept
         ctx.mean = 2.0 / max(pred.numel(), 1)
         scale = torch.ones_like(a) if ctx.plain else divisor * ctx.mean
         loss, per_sample, gradient, excess, count = _denoising_loss(
@@ -152,6 +156,9 @@ class _DenoisingLoss(torch.autograd.Function):
         if grad_loss is None and grad_per_sample is None:
             return (None,) * 13
         gradient, weights, divisor = ctx.saved_tensors
+        usual = ctx.whole and not ctx.plain and not ctx.leaf and grad_per_sample is None and _reads_values(grad_loss)
+        if usual and float(grad_loss) == 1:
+            return gradient, *(None,) * 12
         factor = torch.zeros_like(weights)
         if grad_loss is not None:
             factor = factor + grad_loss * weights
@@ -161,13 +168,18 @@ class _DenoisingLoss(torch.autograd.Function):
         return _scaled(gradient, factor, ctx.leaf), *(None,) * 12
 
 
+def _reads_values(tensor: torch.Tensor) -> bool:
+    """Whether looking at a value waits for no device and breaks no graph."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def _scaled(gradient: torch.Tensor, factor: torch.Tensor, leaf: bool) -> torch.Tensor:
     """gradient_i * factor_i; the tensor itself where nothing changes and nobody accumulates into it.
 
     The test reads `factor`, so it is left out where that would wait for a device or break a graph. A leaf's .grad may
     be the very tensor returned here and be added to in place, which would spoil a second backward of a retained graph.
     """
-    if gradient.device.type == "cpu" and not leaf and not torch.compiler.is_compiling() and bool((factor == 1).all()):
+    if _reads_values(gradient) and not leaf and bool((factor == 1).all()):
         return gradient
     spread = factor.reshape(-1, *(1,) * (gradient.ndim - 1))
     if gradient.device.type == "cuda" and not torch.compiler.is_compiling():

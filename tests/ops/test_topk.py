@@ -309,3 +309,37 @@ def test_panels_of_every_width(others, columns):
     every = (x[:, None] - y[None]).square().sum(2)
     assert torch.equal(index, every.argmin(1))  # argmin gives the smallest index of a tie on a CPU
     assert torch.equal(distance, every.min(1).values)
+
+
+@pytest.mark.parametrize("columns", [1, 16, 33, 64])
+@pytest.mark.parametrize("others", [2, 10, 16, 17, 100, 300])
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+def test_nearest_by_the_block(others, columns, metric):
+    """More rows than a thread takes at once; rows of y as far apart as usual, close, and equal more often than the
+    finalists of a row have room."""
+    rng = np.random.default_rng(others * 100 + columns)
+    x = rng.normal(size=(48 * 16 * 3 + 5, columns)).astype("f")
+    usual = rng.normal(size=(others, columns))
+    close = usual[:1] + 1e-4 * rng.normal(size=(others, columns))
+    equal = usual[rng.integers(0, max(1, others // 7), others)]
+    for y in (part.astype("f") for part in (usual, close, equal)):
+        truth = -(x.astype("d") @ y.T.astype("d")) if metric == "ip" else reference.squared_distances(x, y)
+        index, distance = ops.nearest(x, y, metric=metric)
+        picked = np.take_along_axis(truth, index[:, None], 1)[:, 0]
+        np.testing.assert_allclose(picked, truth.min(1), rtol=1e-12, atol=1e-13)
+        np.testing.assert_allclose(distance, picked, rtol=1e-7, atol=1e-13)
+        same = (y[None] == y[index][:, None]).all(2)
+        np.testing.assert_array_equal(index, same.argmax(1))  # of equal rows the first
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
+def test_nearest_of_a_value_that_cannot_be_screened(value):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(500, 20)).astype("f"), rng.normal(size=(12, 20)).astype("f")
+    x[333, 7] = value
+    if np.isfinite(value):
+        index, _ = ops.nearest(x, y)
+        np.testing.assert_array_equal(index, reference.squared_distances(x, y).argmin(1))
+    else:
+        with pytest.raises(InputError, match=r"x: the value at \[333, 7\]"):
+            ops.nearest(x, y)
