@@ -131,7 +131,11 @@ def resumable_folder(path: str | os.PathLike[str], work: str) -> Iterator[Path]:
     path = Path(path)
     make_folder(path.parent)
     digest = hashlib.sha256(f"{path.name}\n{work}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    part = make_folder(path.parent / f"{_PART_PREFIX}{digest}")
+    part = path.parent / f"{_PART_PREFIX}{digest}"
+    try:
+        part.mkdir(exist_ok=True)
+    except OSError as error:
+        raise explain_os_error(error, path) from None
     with lock_folder(part, "writing"):
         try:
             for folder in [part, *(p for p in part.rglob("*") if p.is_dir())]:

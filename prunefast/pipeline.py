@@ -486,7 +486,7 @@ def select_run(
 def _check_left(left: int, n: int) -> None:
     if left < n:
         raise InputError(
-            f"--dedup: what it kept are {left:,} images for a budget of {n:,}; lower the budget, or move the threshold "
+            f"--dedup: it leaves {left:,} images for a budget of {n:,}; lower the budget, or move the threshold "
             "of prunefast dedup"
         )
 

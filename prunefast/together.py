@@ -15,8 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from prunefast.distributed import all_gather_rows, broadcast_object, connect, gather_objects, is_main, on_main, world
-from prunefast.errors import MachineError
+from prunefast.distributed import all_gather_rows, broadcast_object, connect, everywhere, is_main, on_main, world
 
 T = TypeVar("T")
 
@@ -42,7 +41,7 @@ def lead(work: Callable[[], T]) -> T:
     else:
         while (job := broadcast_object(None)) is not None:
             with contextlib.suppress(Exception):  # rank 0 hears of it, and what it makes of it is the outcome
-                agreed(job)
+                everywhere(job)
 
     def outcome() -> T:
         if error is not None:
@@ -53,30 +52,11 @@ def lead(work: Callable[[], T]) -> T:
 
 
 def handed_out(job: Callable[[], T]) -> T:
-    """`job()` on every rank; rank 0's result. An error between two exchanges of the job is for `agreed` within it."""
+    """`job()` on every rank; rank 0's result. Between two exchanges of the job, errors need `everywhere` in it."""
     if not _followed:
         return job()
     broadcast_object(job)
-    return agreed(job)
-
-
-def agreed(work: Callable[[], T]) -> T:
-    """`work()`, which exchanges nothing, on every rank that calls this; the first rank's error is raised on all."""
-    if connect().size == 1:
-        return work()
-    result: Any = None
-    error: Exception | None = None
-    try:
-        result = work()
-    except Exception as caught:
-        error = caught
-    said = gather_objects(None if error is None else f"{type(error).__name__}: {error}")
-    if error is not None:
-        raise error
-    for rank, words in enumerate(said):
-        if words is not None:
-            raise MachineError(f"rank {rank}: {words}")
-    return result
+    return everywhere(job)
 
 
 class _Part:
@@ -88,7 +68,7 @@ class _Part:
     def __call__(self) -> np.ndarray:
         here = world()
         bounds = [self.count * rank // here.size for rank in range(here.size + 1)]
-        return all_gather_rows(agreed(functools.partial(self.job, bounds[here.rank], bounds[here.rank + 1])))
+        return all_gather_rows(everywhere(functools.partial(self.job, bounds[here.rank], bounds[here.rank + 1])))
 
 
 def rows_of_everybody(job: Callable[[int, int], np.ndarray], count: int) -> np.ndarray:

@@ -19,7 +19,6 @@ from prunefast import distributed, ops
 from prunefast.diffusion.parameterisation import target_coefficients
 from prunefast.errors import InputError
 from prunefast.progress import Progress
-from prunefast.together import agreed
 
 STREAM = 512  # + k: the noise of draw k; below the streams of samplers, above those of training
 MOST_DRAWS = 512
@@ -110,7 +109,7 @@ def per_image(
             done += len(items)
             bar.advance(len(items))
 
-    agreed(own)
+    distributed.everywhere(own)
     result = np.empty((len(data), columns))
     result[distributed.all_gather_rows(mine)] = distributed.all_gather_rows(rows)
     return result

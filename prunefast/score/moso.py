@@ -24,7 +24,6 @@ from prunefast.errors import InputError
 from prunefast.progress import Progress
 from prunefast.score.denoising import BATCH, check_finite, noised, per_image
 from prunefast.score.gradients import GradientOptions, Gradients, PerSampleGradients, inner_products, squared_norms
-from prunefast.together import agreed
 
 _BLOCKS = 4  # of images whose gradients are summed by one rank; part of the last digits of a result, so no option
 
@@ -73,7 +72,7 @@ def mean_gradient(data: Any, network: Any, times: int, seed: int, bar: Progress)
     batches = -(-len(data) // BATCH)
     bounds = [batches * block // _BLOCKS * BATCH for block in range(_BLOCKS + 1)]
     own = distributed.owned(_BLOCKS)
-    sums = agreed(
+    sums = distributed.everywhere(
         lambda: [
             _summed_gradient(data, network, np.arange(bounds[b], min(bounds[b + 1], len(data))), times, seed, bar)
             for b in own

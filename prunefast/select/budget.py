@@ -35,7 +35,7 @@ def number_kept(total: int, keep: float | None, keep_n: int | None) -> int:
         if isinstance(keep, bool) or not isinstance(keep, int | float | np.integer | np.floating):
             raise InputTypeError(f"keep: must be a number in (0, 1], not {keep!r}")
         if not 0 < keep <= 1:
-            hint = f"; to keep {keep:g} images pass keep_n" if keep > 1 else ""
+            hint = f"; to keep {keep:g} images pass keep_n" if keep > 1 and float(keep).is_integer() else ""
             raise InputError(f"keep: must be in (0, 1], not {keep!r}{hint}")
         n = int((Decimal(str(keep)) * total).to_integral_value(ROUND_HALF_UP))
         if n < 1:
