@@ -205,6 +205,11 @@ class _Run:
         return {}
 
     @property
+    def replaced(self) -> list[Any]:
+        """Images that could not be read so far; of a loader that does not count them, none."""
+        return getattr(self.parts.loader, "replaced", [])
+
+    @property
     def end(self) -> int | None:
         """Images when the run is over: whole batches, the last one may go past the number asked for (with patches, by
         the multiplier of the last step)."""
@@ -261,7 +266,7 @@ class _Run:
             if line_due or (look_due and self.world.size == 1) or self.device.type == "cpu":  # all ranks, or none
                 self._check_divergence()
             if look_due:
-                known = (self.meter.read()["loss"], self.seconds, self.waited, len(self.parts.loader.replaced))
+                known = (self.meter.read()["loss"], self.seconds, self.waited, len(self.replaced))
                 status.note(*known, overfitting=self.overfitting is not None)
             if line_due and self._write_line(self._held_out(self.steps // line_steps)):
                 last = time.perf_counter()
@@ -383,7 +388,7 @@ class _Run:
 
     def _saved(self) -> None:
         prune(self.folder, self.images, self.config.keep_checkpoints)
-        if replaced := self.parts.loader.replaced:
+        if replaced := self.replaced:
             write_json(self.folder / "replaced.json", [dataclasses.asdict(one) for one in replaced])
         self._write_summary(finished=False)
 
