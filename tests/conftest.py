@@ -14,6 +14,8 @@ import pytest
 
 from prunefast.waiting import wait_briefly
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # several test processes share the cores
 wait_briefly()  # before the first test imports torch: the suite runs on shared machines too
 
 

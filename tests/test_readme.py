@@ -11,7 +11,7 @@ README = (ROOT / "README.md").read_text()
 def test_the_two_commands_stand_alone_on_a_line() -> None:
     # .ci/run copies them from there
     assert len(re.findall(r"^pip install -c constraints\.txt .* && prunefast demo$", README, re.M)) == 1
-    assert len(re.findall(r"^pip install -c constraints\.txt .* && pytest$", README, re.M)) == 1
+    assert len(re.findall(r"^pip install -c constraints\.txt .* && pytest -n 2 --dist loadfile$", README, re.M)) == 1
 
 
 def test_constraints_pin_every_dependency_that_the_commands_install() -> None:

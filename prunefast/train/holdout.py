@@ -72,8 +72,6 @@ def set_aside(config: TrainConfig, data: ImageDataset, coreset: Coreset) -> tupl
     for key in ("patch_p", "learn_sigma", "mask_ratio", "text_encoder"):
         if getattr(config, key):
             raise InputError(f"holdout: is not measured with {key}; leave one of them out")
-    if config.parallel == "fsdp":
-        raise InputError('holdout: is not measured with parallel = "fsdp"; take "ddp", or leave it out')
     order = _order(len(coreset), config.seed, 0)
     if isinstance(config.holdout, str):
         others = open_dataset(config.holdout).with_image_size(data.image_size)

@@ -102,7 +102,6 @@ def test_a_run_that_overfits_says_so(make_config, make_data, tmp_path):
         ({"holdout": 0.01}, "at least 2 are needed"),
         ({"holdout": 0.5, "learn_sigma": True}, "not measured with learn_sigma"),
         ({"holdout": 0.5, "patch_p": 0.5}, "not measured with patch_p"),
-        ({"holdout": 0.5, "parallel": "fsdp"}, "not measured with parallel"),
         ({"holdout_every_images": 10}, "means nothing without holdout"),
         ({"holdout": "nowhere.npz"}, "nowhere"),
     ],
