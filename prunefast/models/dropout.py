@@ -23,13 +23,14 @@ class Dropout(nn.Dropout):
         if self.key is None or not self.training or self.p == 0:
             return super().forward(x)
         seed, position, stream = self.key
-        # drawn in the order of memory, so that the product runs linearly; a layer's format does not change
-        channels_last = x.ndim == 4 and not x.is_contiguous()
-        shape = (x.shape[0], x.shape[2], x.shape[3], x.shape[1]) if channels_last else x.shape
+        # Images are drawn in the order of channels_last, in which our networks hold them, so that the product runs
+        # linearly; whatever the format of x is here: it may differ from one size of micro-batch to another.
+        image = x.ndim == 4
+        shape = (x.shape[0], x.shape[2], x.shape[3], x.shape[1]) if image else x.shape
         drawn = ops.uniform_philox(shape, seed, position, stream)
         # 0 or 1 in the type of x: on a CPU a product with booleans, or their conversion, takes longer than the draw
         keep = drawn.ge_(self.p).to(x.dtype)
-        return x * (keep.permute(0, 3, 1, 2) if channels_last else keep) * (1.0 / (1.0 - self.p))
+        return x * (keep.permute(0, 3, 1, 2) if image else keep) * (1.0 / (1.0 - self.p))
 
 
 @contextlib.contextmanager

@@ -31,10 +31,16 @@ def test_a_cut_of_the_batch_changes_nothing(cut, shape, channels_last):
 
 
 def test_it_is_the_formula():
-    x = torch.randn(4, 3, 5, 5)
+    x = torch.randn(4, 3, 5, 6)
     position = torch.tensor([7, 0, 3, 100])
-    u = uniform_philox(x.shape, 5, position, Stream.DROPOUT)
+    u = uniform_philox((4, 5, 6, 3), 5, position, Stream.DROPOUT).permute(0, 3, 1, 2)
     torch.testing.assert_close(dropped(x, position), torch.where(u >= 0.3, x / 0.7, 0.0))
+
+
+def test_the_memory_format_does_not_matter():
+    """That of one image or of sharded weights is another than that of the rest of a run."""
+    x, position = torch.randn(3, 4, 5, 6), torch.arange(3)
+    assert torch.equal(dropped(x, position), dropped(x.contiguous(memory_format=torch.channels_last), position))
 
 
 def test_share_and_mean():
