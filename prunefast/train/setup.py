@@ -20,6 +20,7 @@ from prunefast.models import MDT, MaskedDiT, ModuleNetwork, build_model, count_p
 from prunefast.models.adapter import takes_labels
 from prunefast.select import Coreset
 from prunefast.stream import CoresetLoader, DynamicPruning
+from prunefast.stream.dali import import_dali
 from prunefast.stream.draw import make_draw
 from prunefast.train.captions import TextCondition, make_text
 from prunefast.train.config import TrainConfig, read_class_weights, recipe
@@ -133,6 +134,8 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module:
         raise InputError('compile: does not go with parallel = "fsdp"; leave one of them out')
     if config.wandb is not None:
         load_wandb()
+    if config.loader == "dali":
+        import_dali()
     coreset, holdout = set_aside(config, data, coreset)
     device = pick_device(config.device)
     groups = weighted_groups(config, data, coreset)

@@ -27,6 +27,7 @@ from prunefast.data import from_arrays, native, open_dataset
 from prunefast.errors import InputError, MachineError, MissingDependencyError
 from prunefast.stream import Batch, CoresetLoader, DaliOptions, DynamicPruning
 from prunefast.stream import dali as module
+from prunefast.train import TrainConfig, train
 
 
 def _dali_is_there() -> bool:
@@ -591,6 +592,9 @@ def test_without_dali_the_error_names_the_extra(folder, tmp_path, monkeypatch):
         with pytest.raises(MissingDependencyError, match=rf"{reason}.*prunefast\[dali") as caught:
             CoresetLoader(data, Coreset([1]), batch_size=1, loader="dali")
         assert "\n" not in str(caught.value)
+        with pytest.raises(MissingDependencyError, match=reason):
+            train(TrainConfig(out=str(tmp_path / "run"), images=8, loader="dali", model="unet-tiny"), data)
+        assert not (tmp_path / "run").exists()
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     with pytest.raises(MissingDependencyError, match=r"prunefast\[dali-cuda12\]"):
         CoresetLoader(data, Coreset([1]), batch_size=1, loader="dali")
