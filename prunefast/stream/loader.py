@@ -1,6 +1,8 @@
 """Batches of a coreset for a training loop: on the device, resumable, the same for every number of ranks."""
 
+import functools
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -29,6 +31,10 @@ from prunefast.stream.pack import pack
 from prunefast.stream.placement import Placement, choose_placement
 from prunefast.stream.replacement import Replaced, Replacements
 from prunefast.stream.transfer import CudaCopies, moved, pinned, sent_ahead
+
+# libgomp's threads do not live on in a child that was forked: torch, which copies and gathers rows below, would wait for
+# them for ever. torch's own DataLoader does the same in its workers; csrc/cpu/parallel.cpp does it for our operators.
+os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
 
 LOADERS = ("native", "dali")
 _LOAD_BATCH = 256  # images decoded at a time into the resident tensor
