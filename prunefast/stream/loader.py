@@ -32,8 +32,8 @@ from prunefast.stream.placement import Placement, choose_placement
 from prunefast.stream.replacement import Replaced, Replacements
 from prunefast.stream.transfer import CudaCopies, moved, pinned, sent_ahead
 
-# libgomp's threads do not live on in a forked child: torch, which copies and gathers rows below, would wait for them for
-# ever. torch's own DataLoader does the same in its workers; csrc/cpu/parallel.cpp does it for our operators.
+# libgomp's threads do not live on in a forked child: torch, which copies and gathers rows below, would wait for them
+# without end. torch's own DataLoader does this in its workers; csrc/cpu/parallel.cpp does it for our operators.
 os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
 
 LOADERS = ("native", "dali")
