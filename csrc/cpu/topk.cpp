@@ -165,7 +165,7 @@ struct Neighbour {
 };
 
 // What one thread needs; allocated before the threads start.
-struct Workspace {
+struct alignas(128) Workspace {  // one a thread: none writes into a cache line of the next
   std::vector<float> scores, peaks, bounds, values, groups;
   std::vector<uint32_t> words;
   std::vector<int32_t> hits;
