@@ -24,6 +24,7 @@ import atexit
 import contextlib
 import datetime
 import functools
+import gc
 import os
 import pickle
 import socket
@@ -143,9 +144,11 @@ def connect() -> World:
 def _disconnect() -> None:
     import torch.distributed as dist
 
-    # The frames of an error that nobody caught hold the group too. Its threads have to end here: one that asks a
-    # finalizing interpreter for its lock is killed, which aborts the process.
+    # The frames of an error hold the group too: of one that nobody caught, and of one raised on all ranks, which is in a
+    # cycle with its traceback. The group's threads have to end here: one that asks a finalizing interpreter for its lock
+    # is killed, which aborts the process.
     sys.last_value = sys.last_traceback = sys.last_exc = None  # type: ignore[attr-defined, unused-ignore]
+    gc.collect()
     if dist.is_initialized():
         with contextlib.suppress(RuntimeError):  # the others may be gone already
             dist.destroy_process_group()
