@@ -144,9 +144,9 @@ def connect() -> World:
 def _disconnect() -> None:
     import torch.distributed as dist
 
-    # The frames of an error hold the group too: of one that nobody caught, and of one raised on all ranks, which is in a
-    # cycle with its traceback. The group's threads have to end here: one that asks a finalizing interpreter for its lock
-    # is killed, which aborts the process.
+    # The frames of an error hold the group too: of one that nobody caught, and of one raised on all ranks, which stands
+    # in a cycle with its traceback. The group's threads have to end here: one that asks a finalizing interpreter for
+    # its lock is killed, which aborts the process.
     sys.last_value = sys.last_traceback = sys.last_exc = None  # type: ignore[attr-defined, unused-ignore]
     gc.collect()
     if dist.is_initialized():
