@@ -201,13 +201,14 @@ class DaliDecoder:
         except Exception as error:
             self._failed(error)
         done = sum(len(part) for part in rows)
-        self.counts["dali"] += done - len(read.others)
+        by_dali = done - len(read.others)
+        self.counts["dali"] += by_dali
         if done < len(batch.items):  # of a pipeline that failed, on this batch or on one before it
             left = np.setdiff1d(np.arange(len(batch.items)), np.concatenate([*rows, np.zeros(0, np.int64)]))
             batch.runs.clear()
             parts.append(self._natively(batch.items[left], replace))
             rows.append(left)
-        self.counts["native"] = self.counts["native"] + len(batch.items) - (done - len(read.others))
+        self.counts["native"] += len(batch.items) - by_dali
         self._tell_when_native()
         if len(parts) == 1:
             return parts[0]
