@@ -19,7 +19,7 @@ from prunefast.data.cache import digest
 from prunefast.data.records import READ, RecordReader
 from prunefast.data.source import Source
 from prunefast.data.storage import Storage
-from prunefast.data.table import FIX, SCHEMA, Keys, TableInfo, save_table, storage_of_table, worker_count
+from prunefast.data.table import FIX, Keys, TableInfo, save_table, storage_of_table, table_of_rows, worker_count
 from prunefast.errors import InputError, InputTypeError, PrunefastError
 
 _MIN_TASK = 32  # images a decoding task has at least: below, handing it over costs as much as the work
@@ -552,21 +552,8 @@ def from_arrays(
     )
     if label_column is not None:
         fingerprint = digest(fingerprint, label_column.tobytes())
-    table = pa.Table.from_arrays(
-        [
-            pa.array(keys, pa.string()),
-            pa.nulls(count, pa.int64()) if label_column is None else pa.array(label_column),
-            pa.DictionaryArray.from_arrays(pa.nulls(count, pa.int32()), pa.array([], pa.string())),
-            pa.array(np.arange(count, dtype=np.int64) * (height * width * 3)),
-            pa.array(np.full(count, height * width * 3, dtype=np.int64)),
-            pa.array(np.full(count, width, dtype=np.int32)),
-            pa.array(np.full(count, height, dtype=np.int32)),
-            pa.nulls(count, pa.int64()),
-            pa.nulls(count, pa.uint64()),
-            pa.nulls(count, pa.string()),
-        ],
-        schema=SCHEMA,
-    )
+    size = height * width * 3
+    table = table_of_rows(keys, label_column, width, height, np.arange(count, dtype=np.int64) * size, size)
     info = TableInfo(
         path="",
         root="",

@@ -24,12 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from prunefast.data.cache import CacheEntry, digest, file_signature
 from prunefast.data.dataset import check_labels
 from prunefast.data.latents import LatentDataset, LatentScale
-from prunefast.data.table import SCHEMA, TableInfo
+from prunefast.data.table import TableInfo, table_of_rows
 from prunefast.errors import InputError
 from prunefast.files import write_json
 
@@ -102,21 +101,8 @@ def open_latent_file(path: str, cache_dir: str | os.PathLike[str] | None = None)
     means, stds = _normalisation(path, record, channels)
     labels, classes = check_labels(_labels(path, tensors, record), record.get("classes"), count, f"{path}: labels")
     content = _digest(path, array, cache_dir)
-    table = pa.Table.from_arrays(
-        [
-            pa.array([f"{k:0{len(str(count - 1))}}" for k in range(count)], pa.string()),
-            pa.nulls(count, pa.int64()) if labels is None else pa.array(labels),
-            pa.DictionaryArray.from_arrays(pa.nulls(count, pa.int32()), pa.array([], pa.string())),
-            pa.array(np.zeros(count, dtype=np.int64)),
-            pa.array(np.zeros(count, dtype=np.int64)),
-            pa.array(np.full(count, side, dtype=np.int32)),
-            pa.array(np.full(count, side, dtype=np.int32)),
-            pa.nulls(count, pa.int64()),
-            pa.nulls(count, pa.uint64()),
-            pa.nulls(count, pa.string()),
-        ],
-        schema=SCHEMA,
-    )
+    keys = [f"{k:0{len(str(count - 1))}}" for k in range(count)]
+    table = table_of_rows(keys, labels, side, side, np.zeros(count, dtype=np.int64), 0)
     info = TableInfo(
         path=path,
         root="",

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -64,6 +65,41 @@ SCHEMA = pa.schema(
         ("caption", pa.string()),
     ]
 )
+
+
+def table_of_rows(
+    keys: Any,
+    labels: np.ndarray | None,
+    width: int,
+    height: int,
+    offsets: np.ndarray,
+    length: int,
+    *,
+    container: str | None = None,
+    sums: np.ndarray | None = None,
+) -> pa.Table:
+    """The table (SCHEMA) of N rows that lie ready, all of one size.
+
+    keys: N strings. labels: int64 [N] or None. width, height: pixels. offsets int64 [N], length: bytes, in the file
+    `container` or (None) in memory. sums: uint64 [N], xxh3 of each, or None.
+    """
+    count = len(offsets)
+    files = pa.nulls(count, pa.int32()) if container is None else pa.array(np.zeros(count, dtype=np.int32))
+    return pa.Table.from_arrays(
+        [
+            pa.array(keys, pa.string()),
+            pa.nulls(count, pa.int64()) if labels is None else pa.array(labels, pa.int64()),
+            pa.DictionaryArray.from_arrays(files, pa.array([] if container is None else [container], pa.string())),
+            pa.array(offsets),
+            pa.array(np.full(count, length, dtype=np.int64)),
+            pa.array(np.full(count, width, dtype=np.int32)),
+            pa.array(np.full(count, height, dtype=np.int32)),
+            pa.nulls(count, pa.int64()),
+            pa.nulls(count, pa.uint64()) if sums is None else pa.array(sums),
+            pa.nulls(count, pa.string()),
+        ],
+        schema=SCHEMA,
+    )
 
 
 @dataclass

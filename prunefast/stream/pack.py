@@ -22,7 +22,7 @@ import pyarrow as pa
 from prunefast.data import native
 from prunefast.data.cache import CacheEntry, digest
 from prunefast.data.dataset import ImageDataset, Replace
-from prunefast.data.table import SCHEMA, TableInfo, container_state
+from prunefast.data.table import TableInfo, container_state, table_of_rows
 from prunefast.errors import InputError, MachineError
 from prunefast.files import atomic_path
 from prunefast.progress import progress as show_progress
@@ -158,21 +158,10 @@ def _open(path: Path, data: ImageDataset, indices: np.ndarray, side: int) -> tup
         source_index = np.frombuffer(file.read(8 * count), dtype=np.int64)
         sums = np.frombuffer(file.read(), dtype=np.uint64)
     labels = None if data.labels is None else data.labels[indices]
-    table = pa.Table.from_arrays(
-        [
-            pa.array(range(count), pa.int64()).cast(pa.string()),
-            pa.nulls(count, pa.int64()) if labels is None else pa.array(labels, pa.int64()),
-            pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([str(path)])),
-            pa.array(len(head) + np.arange(count, dtype=np.int64) * row_bytes),
-            pa.array(np.full(count, row_bytes, dtype=np.int64)),
-            pa.array(np.full(count, side, dtype=np.int32)),
-            pa.array(np.full(count, side, dtype=np.int32)),
-            pa.nulls(count, pa.int64()),
-            pa.array(sums) if native.available() and sums.any() else pa.nulls(count, pa.uint64()),
-            pa.nulls(count, pa.string()),
-        ],
-        schema=SCHEMA,
-    )
+    offsets = len(head) + np.arange(count, dtype=np.int64) * row_bytes
+    keys = pa.array(range(count), pa.int64()).cast(pa.string())
+    summed = sums if native.available() and sums.any() else None
+    table = table_of_rows(keys, labels, side, side, offsets, row_bytes, container=str(path), sums=summed)
     info = TableInfo(
         path=str(path),
         root="",
