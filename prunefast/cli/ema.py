@@ -15,6 +15,7 @@ def main(options: argparse.Namespace) -> int:
     from prunefast.train import choose_ema
 
     chosen = choose_ema(options.checkpoint, options.out, sigma_rel=options.sigma_rel, half_life=options.half_life)
-    common.say(options, f"{chosen}; sample it with prunefast sample {options.out}")
+    before = " (was there already)" if chosen.repeated else ""
+    common.say(options, f"{chosen}{before}; sample it with prunefast sample {options.out}")
     facts = {"checkpoint": str(chosen.checkpoint), "average": chosen.name, "images": chosen.images}
     return common.finish(options, facts | {"snapshots": chosen.snapshots, "profile_error": chosen.profile_error})
