@@ -1,8 +1,9 @@
 """Peak memory of every step at scale: `python benchmarks/select_memory.py FOLDER [--rows 1000000] [--steps ...]`.
 
-The features are a Gaussian mixture of 1,000 centres, made once in FOLDER (1.5 GB for 1,000,000 x 384), left there and
-memory-mapped by every step. Steps named "top", "band", ... of "10M" select a tenth of ten million scores; those with
-"classes" in the name, a thousand classes.
+The features are a Gaussian mixture of 1,000 centres with 2 % near copies (half of them exact), made once in FOLDER
+(1.5 GB for 1,000,000 x 384), left there and memory-mapped by every step. Steps named "top", "band", ... of "10M" select
+a tenth of ten million scores; those with "classes" in the name, a thousand classes. "15k d2" is D2 with its graph on
+15,000 x 512, "15k d2 dense" the same by all N x N distances (benchmarks/bench_select.py has both).
 
 Each step is a process of its own. `anonymous_gb` is the peak of its own memory (RssAnon, looked at every 5 ms):
 pages of the mapped features are left out, since the system takes them back when it needs them. `peak_gb` is the peak
@@ -11,6 +12,7 @@ importing torch and this package takes.
 """
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -21,6 +23,7 @@ import numpy as np
 
 CENTRES = 1000
 TEN_MILLION = 10_000_000
+SMALL_FILE, SMALL_SHAPE = "features-15k.npy", (15_000, 512)
 BY_SCORE = ("top", "random", "band", "stratified", "interval")
 
 
@@ -51,7 +54,16 @@ def make_features(path: Path, rows: int, columns: int) -> None:
         for start in range(0, rows, 20_000):
             count = min(20_000, rows - start)
             noise = generator.standard_normal((count, columns), dtype=np.float32)
-            (centres[generator.integers(CENTRES, size=count)] + noise).tofile(file)
+            rows = centres[generator.integers(CENTRES, size=count)] + noise
+            copies = count // 100
+            rows[-copies:] = rows[:copies]
+            rows[-2 * copies : -copies] = rows[:copies] + 0.1 * noise[-copies:]
+            rows.tofile(file)
+
+
+def make_once(path: Path, shape: tuple[int, int]) -> None:
+    if not path.is_file() or np.load(path, mmap_mode="r").shape != shape:
+        make_features(path, *shape)
 
 
 def step(name: str, folder: Path) -> None:
@@ -85,6 +97,18 @@ def prepare(name, folder, facts):
 
         return select
 
+    if name.startswith("15k "):
+        from bench_select import dense_d2, our_d2
+
+        x = np.load(folder / SMALL_FILE, mmap_mode="r")
+        uniform = np.random.default_rng(0).random(len(x))
+
+        def spread():
+            picks = (dense_d2 if "dense" in name else our_d2)(x, uniform, 4500)
+            facts["picks"] = hashlib.sha256(np.sort(picks).astype(np.int64).tobytes()).hexdigest()[:8]
+
+        return spread
+
     features = np.load(folder / "features.npy", mmap_mode="r")
     data = Data(len(features))
     scores = {"gaussian": {}, "ppca": {}, "moderate": {}, "clusters": {"k": 100, "iterations": 5}}
@@ -103,7 +127,7 @@ def prepare(name, folder, facts):
     def dedup():
         pairs = find_semantic(features, None, 0.1, within=True, graph=load("cosine"))
         found = Deduplication(pairs, np.arange(len(data)), level="semantic", threshold=0.05, max_threshold=0.1)
-        facts["dropped"] = len(found.dropped)
+        facts.update(dropped=len(found.dropped), pairs=len(pairs.first))
 
     def compared():
         ways = {"gaussian": {"features": features}, "random": {}}
@@ -131,6 +155,7 @@ def prepare(name, folder, facts):
 STEPS = ["gaussian", "ppca", "moderate", "clusters", "prototypes", "coverage", "graph", "knn", "density", "d2"]
 STEPS += ["facility-location", "k-center", "herding", "hierarchical", "graph cosine", "dedup", "compare"]
 STEPS += [f"10M {method}{kind}" for method in BY_SCORE for kind in ("", " classes")] + ["10M top uniform"]
+STEPS += ["15k d2", "15k d2 dense"]
 
 
 def watched(name: str, folder: Path) -> dict[str, object]:
@@ -162,10 +187,10 @@ def main() -> None:
         step(options.child, options.folder)
         return
     options.folder.mkdir(parents=True, exist_ok=True)
-    path = options.folder / "features.npy"
-    wanted = any(not name.startswith("10M") for name in options.steps)
-    if wanted and (not path.is_file() or np.load(path, mmap_mode="r").shape != (options.rows, options.columns)):
-        make_features(path, options.rows, options.columns)
+    if any(not name.startswith(("10M", "15k")) for name in options.steps):
+        make_once(options.folder / "features.npy", (options.rows, options.columns))
+    if any(name.startswith("15k") for name in options.steps):
+        make_once(options.folder / SMALL_FILE, SMALL_SHAPE)
     for name in options.steps:
         load = Path("/proc/loadavg").read_text().split()[0]
         print(json.dumps({**watched(name, options.folder), "load": float(load)}), flush=True)

@@ -129,6 +129,31 @@ def resumable_folder(path: str | os.PathLike[str], work: str) -> Iterator[Path]:
     So whoever fills the folder writes each file in it whole (`atomic_path`), and looks first what is there.
     """
     path = Path(path)
+    with _resumable_part(path, work) as part:
+        yield part
+        _sync_files(part)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(part, path)
+        _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def resumable_file(path: str | os.PathLike[str], work: str) -> Iterator[Path]:
+    """`resumable_folder` for one file: whoever writes it looks first how much of it is there, and is whole."""
+    path = Path(path)
+    with _resumable_part(path, work) as part:
+        temporary = part / "part"
+        yield temporary
+        _sync_files(part)
+        os.replace(temporary, path)
+        shutil.rmtree(part, ignore_errors=True)
+        _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _resumable_part(path: Path, work: str) -> Iterator[Path]:
+    """The folder beside `path`, held for this process, in which `work` begins or goes on; removed on an error."""
     make_folder(path.parent)
     digest = hashlib.sha256(f"{path.name}\n{work}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
     part = path.parent / f"{_PART_PREFIX}{digest}"
@@ -141,11 +166,6 @@ def resumable_folder(path: str | os.PathLike[str], work: str) -> Iterator[Path]:
             for folder in [part, *(p for p in part.rglob("*") if p.is_dir())]:
                 remove_leftovers(folder)
             yield part
-            _sync_files(part)
-            if path.exists():
-                shutil.rmtree(path)
-            os.replace(part, path)
-            _sync_folder(path.parent)
         except OSError as error:
             shutil.rmtree(part, ignore_errors=True)
             raise explain_os_error(error, path) from error

@@ -499,6 +499,7 @@ def compare_run(
     per_class: bool | None = None,
     seed: int = 0,
     budget: Mapping[str, Any],
+    forced: Mapping[str, Sequence[int]] | None = None,
     score_name: str | None = None,
     class_target: Any = None,
     images_per_second: float | None = None,
@@ -521,7 +522,7 @@ def compare_run(
     for name in names:
         column = score_name if "scores" in SELECTIONS[name].takes else None
         begun = time.perf_counter()
-        _, arguments = _selection_inputs(run, data, name, per_class, seed, budget, None, column, class_target, {})
+        _, arguments = _selection_inputs(run, data, name, per_class, seed, budget, forced, column, class_target, {})
         coresets[name] = select(data, **_with_graph(run, data, name, arguments))
         seconds[name] = time.perf_counter() - begun
     found = compare(coresets, _open_finite(run, data), seconds, images_per_second=images_per_second, seed=seed)

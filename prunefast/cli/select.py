@@ -6,6 +6,7 @@ from prunefast.cli import common
 from prunefast.errors import InputError
 
 if TYPE_CHECKING:
+    from prunefast.data import ImageDataset
     from prunefast.files import RunFolder
 
 
@@ -15,6 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dedup", action="store_true", help="start from what `prunefast dedup` kept (RUN/groups.parquet)"
     )
+    for flag, what in (("--must-keep", "kept whatever the method says"), ("--must-drop", "never kept")):
+        parser.add_argument(
+            flag, metavar="FILE", help=f"images that are {what}: their keys, one a line, or indices or a mask (.npy)"
+        )
     parser.add_argument("-o", "--out", metavar="FILE", help="write the coreset there (default: RUN/coreset.parquet)")
     parser.add_argument(
         "--compare",
@@ -50,6 +55,7 @@ def main(options: argparse.Namespace) -> int:
             per_class=options.per_class,
             seed=options.select_seed,
             budget=budget,
+            forced=_forced(options, data),
             duplicates=Deduplication.load(run, data) if options.dedup else None,
             score_name=options.score,
             class_target=target,
@@ -60,11 +66,38 @@ def main(options: argparse.Namespace) -> int:
         return common.finish(options, outcome.facts | {"coreset": str(path)})
 
 
+def _forced(options: argparse.Namespace, data: "ImageDataset") -> dict[str, list[int]]:
+    """must_keep and must_drop, those that are given, as indices."""
+    files = {"must_keep": options.must_keep, "must_drop": options.must_drop}
+    return {name: _indices(name, Path(file), data) for name, file in files.items() if file is not None}
+
+
+def _indices(name: str, path: Path, data: "ImageDataset") -> list[int]:
+    import numpy as np
+
+    from prunefast.select.budget import index_mask
+
+    try:
+        if path.suffix == ".npy":
+            return np.flatnonzero(index_mask(name, np.load(path, allow_pickle=False), len(data))).tolist()
+        keys = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise InputError(f"--{name.replace('_', '-')} {path}: no such file") from None
+    except (OSError, ValueError, EOFError) as error:
+        reason = error if isinstance(error, InputError) else "neither keys, one a line, nor an .npy of indices"
+        raise InputError(f"{path}: {reason}") from None
+    place = {key: number for number, key in enumerate(data.keys)}
+    unknown = next((key for key in keys if key and key not in place), None)
+    if unknown is not None:
+        raise InputError(f"{path}: {unknown!r} is no key of the data set; keys are as in prunefast export --to txt")
+    return [place[key] for key in keys if key]
+
+
 def _compare(options: argparse.Namespace, run: "RunFolder", budget: dict[str, Any], target: Any) -> int:
     from prunefast import pipeline
 
     methods = [name.strip() for name in options.compare.split(",")]
-    for flag, given in (("--out", options.out), ("--option", options.option)):
+    for flag, given in (("--out", options.out), ("--option", options.option), ("--dedup", options.dedup)):
         if given:
             raise InputError(f"{flag}: means nothing with --compare; leave it out")
     if options.method != "gaussian":
@@ -78,6 +111,7 @@ def _compare(options: argparse.Namespace, run: "RunFolder", budget: dict[str, An
             per_class=options.per_class,
             seed=options.select_seed,
             budget=budget,
+            forced=_forced(options, data),
             score_name=options.score,
             class_target=target,
             images_per_second=options.images_per_second,

@@ -205,15 +205,15 @@ def _decide(pairs: Pairs, rank: np.ndarray, threshold: float) -> tuple[np.ndarra
     first, second, apart = pairs.first[close], pairs.second[close], pairs.distance[close]
     stands = _dominating(first, second, rank[best], alive)
 
-    # each other content goes to the nearest that stands, ties to the better one
-    source, target = np.concatenate([first, second]), np.concatenate([second, first])
-    both = np.concatenate([apart, apart])
-    wanted = ~stands[source] & stands[target]
-    source, target, both = source[wanted], target[wanted], both[wanted]
-    nearest = np.lexsort((rank[best[target]], both, source))
+    # each other content goes to the nearest that stands, ties to the better one; no two that stand are close
+    one = stands[first] != stands[second]
+    first, second, apart = first[one], second[one], apart[one]
+    target = np.where(stands[first], first, second)
+    source = first + second - target
+    nearest = np.lexsort((rank[best[target]], apart, source))
     nearest = nearest[np.diff(source[nearest], prepend=-1) != 0]
     representative, distance = np.arange(contents), np.zeros(contents)
-    representative[source[nearest]], distance[source[nearest]] = target[nearest], both[nearest]
+    representative[source[nearest]], distance[source[nearest]] = target[nearest], apart[nearest]
 
     survivor = best[representative[pairs.content]] if contents else np.zeros(total, dtype=np.int64)
     return (

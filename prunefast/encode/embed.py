@@ -1,17 +1,21 @@
 """`embed`: a data set and an encoder -> features."""
 
+import functools
 import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 import prunefast
+from prunefast.distributed import everywhere, gather_objects, world
 from prunefast.encode.encoder import Encoder
 from prunefast.encode.feature_file import FeatureFile
 from prunefast.encode.reading import read_batches, with_one_size
 from prunefast.encode.registry import default_device, make_encoder
 from prunefast.errors import InputError
 from prunefast.progress import progress as show_progress
+from prunefast.together import handed_out, is_followed
 
 
 def embed(
@@ -65,30 +69,108 @@ def embed(
             return finished
         target.resume()
     first = target.done if target is not None else 0
-    if not made.fitted and first < len(data):
+    learns = not made.fitted
+    if learns and first < len(data):
         made.fit(data, progress=progress)
-    if target is None:
-        return _encode_all(data, made, batch_size, threads, progress)
-    return _encode_to_file(data, made, target, batch_size, threads, progress)
+    again = None
+    if isinstance(encoder, str | os.PathLike):
+        again = functools.partial(make_encoder, encoder, trust=trust, device=device, **options)
+        again = functools.partial(make_encoder, made) if learns else again
+    encoding = _Encoding(data, first, int(batch_size), threads, again, made)
+    return _encode_all(encoding, progress) if target is None else _encode_to_file(encoding, target, progress)
 
 
-def _encode_all(data: Any, encoder: Encoder, batch_size: int, threads: int | None, progress: bool) -> np.ndarray:
-    features: np.ndarray | None = None
-    for start, some in _encoded(data, encoder, 0, batch_size, threads, progress):
-        if features is None:
-            features = np.empty((len(data), some.shape[1]), dtype=np.float32)
-        features[start : start + len(some)] = some
-    if features is None:
-        raise InputError("data: has no images to embed")
-    return features
+class _Encoding:
+    """Batch after batch of the images from `first` on. The processes of torchrun share it: each encodes every size-th
+    batch, and the one that leads takes them in their order.
+
+    again  makes the encoder in another process; None: it cannot be made there, and nothing is shared
+    take   gets (indices, features) of every batch, in the process that leads
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        first: int,
+        batch_size: int,
+        threads: int | None,
+        again: Callable[[], Encoder] | None,
+        encoder: Encoder | None = None,
+    ):
+        self.data, self.first, self.batch_size, self.threads, self.again = data, first, batch_size, threads, again
+        self.encoder = encoder
+        self.take: Callable[[np.ndarray, np.ndarray], None] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Encoding, (self.data, self.first, self.batch_size, self.threads, self.again)
+
+    def run(self, take: Callable[[np.ndarray, np.ndarray], None]) -> None:
+        assert self.encoder is not None
+        self.take = take
+        while self.first < len(self.data):  # images that fitting still holds need no reading
+            indices = np.arange(self.first, min(self.first + self.batch_size, len(self.data)))
+            features = self.encoder.cached(self.data, indices)
+            if features is None:
+                break
+            take(indices, features)
+            self.first += len(indices)
+        self.encoder.release()
+        if self.again is not None and is_followed():
+            handed_out(self)
+            return
+        for indices, features in self._read(0, 1):
+            take(indices, features)
+
+    def __call__(self) -> None:
+        """In every process."""
+        here = world()
+        batches = self._read(here.rank, here.size)
+        rounds = -(-(len(self.data) - self.first) // (self.batch_size * here.size))
+        found: list[tuple[np.ndarray, np.ndarray] | None] = []
+
+        def taken() -> None:
+            for batch in found:
+                if batch is not None and self.take is not None:
+                    self.take(*batch)
+
+        def next_one() -> tuple[np.ndarray, np.ndarray] | None:
+            taken()
+            return next(batches, None)
+
+        for _ in range(rounds):
+            found = gather_objects(everywhere(next_one))
+        everywhere(taken)
+
+    def _read(self, rank: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(indices, features) of every size-th batch from batch `rank` on."""
+        if self.encoder is None:
+            assert self.again is not None
+            self.encoder = self.again()
+        starts = range(self.first + rank * self.batch_size, len(self.data), size * self.batch_size)
+        mine = [np.arange(start, min(start + self.batch_size, len(self.data))) for start in starts]
+        pending = np.concatenate(mine) if mine else np.zeros(0, np.int64)
+        for indices, images in read_batches(self.data, pending, self.batch_size, self.threads):
+            yield indices, self.encoder(images)
 
 
-def _encode_to_file(
-    data: Any, encoder: Encoder, target: FeatureFile, batch_size: int, threads: int | None, progress: bool
-) -> np.ndarray:
+def _encode_all(encoding: _Encoding, progress: bool) -> np.ndarray:
+    features: list[np.ndarray] = []
+    total = len(encoding.data)
+
+    def take(start: int, some: np.ndarray) -> None:
+        if not features:
+            features.append(np.empty((total, some.shape[1]), dtype=np.float32))
+        features[0][start : start + len(some)] = some
+
+    _encode(encoding, take, progress)
+    return features[0]
+
+
+def _encode_to_file(encoding: _Encoding, target: FeatureFile, progress: bool) -> np.ndarray:
+    encoder = encoding.encoder
+    assert encoder is not None
     try:
-        for _, some in _encoded(data, encoder, target.done, batch_size, threads, progress):
-            target.append(some)
+        _encode(encoding, lambda _, some: target.append(some), progress)
         return target.finish({"encoder": encoder.manifest(), "package_version": prunefast.__version__})
     except InputError:
         target.close(keep=False)  # a repeat would end the same way
@@ -98,11 +180,13 @@ def _encode_to_file(
         raise
 
 
-def _encoded(data: Any, encoder: Encoder, first: int, batch_size: int, threads: int | None, progress: bool) -> Any:
-    """(position of the first image, features) of every batch from image `first` on, checked."""
-    total = len(data)
-    with show_progress(f"Embedding ({encoder.name})", total - first, silent=not progress) as bar:
-        for indices, features in _features(data, encoder, np.arange(first, total), batch_size, threads):
+def _encode(encoding: _Encoding, keep: Callable[[int, np.ndarray], None], progress: bool) -> None:
+    """keep(position of the first image, features) of every batch, checked."""
+    data, encoder = encoding.data, encoding.encoder
+    assert encoder is not None
+    with show_progress(f"Embedding ({encoder.name})", len(data) - encoding.first, silent=not progress) as bar:
+
+        def take(indices: np.ndarray, features: np.ndarray) -> None:
             finite = np.isfinite(features).all(axis=1)
             if not finite.all():
                 bad = int(indices[int(finite.argmin())])
@@ -110,18 +194,7 @@ def _encoded(data: Any, encoder: Encoder, first: int, batch_size: int, threads: 
                 raise InputError(
                     f"{encoder.name}: NaN or infinity in the features of {key!r}; check the weights, or drop that image"
                 )
-            yield int(indices[0]), features
+            keep(int(indices[0]), features)
             bar.advance(len(features))
-    encoder.release()
 
-
-def _features(data: Any, encoder: Encoder, indices: np.ndarray, batch_size: int, threads: int | None) -> Any:
-    pending = indices
-    while len(pending):  # images that fitting still holds need no reading
-        features = encoder.cached(data, pending[:batch_size])
-        if features is None:
-            break
-        yield pending[:batch_size], features
-        pending = pending[batch_size:]
-    for some, images in read_batches(data, pending, batch_size, threads):
-        yield some, encoder(images)
+        encoding.run(take)

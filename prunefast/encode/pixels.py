@@ -10,6 +10,7 @@ component that is whitened noise (44 % at 64, 31 % at 16 x 16 with 128). 64 comp
 8.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -19,10 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from prunefast.distributed import is_main
 from prunefast.encode.encoder import Encoder, check_images
 from prunefast.errors import InputError
 from prunefast.files import atomic_path
 from prunefast.progress import progress as show_progress
+from prunefast.together import rows_of_everybody
 
 FORMAT_VERSION = 1
 FIT_IMAGES = 50_000  # enough for a covariance of 192 numbers to 0.5 %, and quick to read
@@ -76,23 +79,15 @@ class PixelsEncoder(Encoder):
 
     def fit(self, data: Any, progress: bool = False) -> "PixelsEncoder":
         """Learn mean and components from at most 50,000 evenly spaced images of `data`; one pass over them."""
-        from prunefast.encode.reading import read_batches
-
         total = len(data)
         chosen = np.arange(total) if total <= FIT_IMAGES else np.arange(FIT_IMAGES) * total // FIT_IMAGES
-        held: np.ndarray | None = None
-        with show_progress("Fitting pixels", len(chosen), silent=not progress) as bar:
-            done = 0
-            for _, images in read_batches(data, chosen, _BATCH):
-                images = check_images(images)
-                if held is None:
-                    self.thumbnail_size = min(self.size, images.shape[1])
-                    held = np.empty((len(chosen), self.thumbnail_size**2 * 3), dtype=np.uint8)
-                held[done : done + len(images)] = thumbnails(images, self.thumbnail_size)
-                done += len(images)
-                bar.advance(len(images))
-        if held is None or done < 2:
-            raise InputError(f"pixels: too few images to learn from ({done}); at least 2 are needed")
+        if total < 2:
+            raise InputError(f"pixels: too few images to learn from ({total}); at least 2 are needed")
+        side = getattr(data, "image_size", None) or data.images(chosen[:1]).shape[1]
+        self.thumbnail_size = min(self.size, side)
+        held = rows_of_everybody(
+            functools.partial(_read_small, data, chosen, self.thumbnail_size, progress), len(chosen)
+        )
         self._learn(held)
         self._held = (data, chosen, held)
         return self
@@ -123,6 +118,9 @@ class PixelsEncoder(Encoder):
 
     def release(self) -> None:
         self._held = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_held": None}
 
     def cached(self, data: Any, indices: np.ndarray) -> np.ndarray | None:
         # the very object: a view of the same data, in another size or of a part, has other images at the same positions
@@ -184,6 +182,20 @@ class PixelsEncoder(Encoder):
         encoder._mean, encoder._projection = mean.astype(np.float64), projection.astype(np.float64)
         encoder._ready()
         return encoder
+
+
+def _read_small(data: Any, chosen: np.ndarray, size: int, progress: bool, start: int, stop: int) -> np.ndarray:
+    """uint8 [stop - start, size * size * 3]: thumbnails of those of the images `chosen`."""
+    from prunefast.encode.reading import read_batches
+
+    held = np.empty((stop - start, size * size * 3), dtype=np.uint8)
+    done = 0
+    with show_progress("Fitting pixels", len(held), silent=not (progress and is_main())) as bar:
+        for _, images in read_batches(data, chosen[start:stop], _BATCH):
+            held[done : done + len(images)] = thumbnails(check_images(images), size)
+            done += len(images)
+            bar.advance(len(images))
+    return held
 
 
 def overlap(pixels: int, cells: int) -> np.ndarray:

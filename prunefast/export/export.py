@@ -13,7 +13,7 @@ from prunefast.data import ImageDataset
 from prunefast.errors import InputError, InputTypeError
 from prunefast.export import dali, edm, folder, hf, plain, webdataset
 from prunefast.export.items import Job
-from prunefast.files import atomic_path, resumable_folder, write_json
+from prunefast.files import resumable_file, resumable_folder, write_json
 from prunefast.score.options import make_options
 from prunefast.score.parquet_file import to_json
 from prunefast.select import Coreset
@@ -85,8 +85,8 @@ def export(
          "dali"        file_list.txt for a folder, index files over the tars where they lie
 
     `out` is written under a temporary name first, and an export that was interrupted goes on where it was when it is
-    called again ("edm", one file, starts over). Where `out` holds the same export nothing is done; anything else there
-    is an InputError. So are a coreset of other data and a source that the format cannot be made from.
+    called again. Where `out` holds the same export nothing is done; anything else there is an InputError. So are a
+    coreset of other data and a source that the format cannot be made from.
     """
     if to not in FORMATS:
         raise InputError(f"to: {to!r} is not one of {', '.join(FORMATS)}")
@@ -117,12 +117,13 @@ def export(
     )
     if already(target, record, job):
         return target
+    work = json.dumps(record, sort_keys=True)
     if chosen.single_file:
-        with atomic_path(target) as temporary:
+        with resumable_file(target, work) as temporary:
             job.record = record
             chosen.write(job, temporary, made)
     else:
-        with resumable_folder(target, json.dumps(record, sort_keys=True)) as temporary:
+        with resumable_folder(target, work) as temporary:
             chosen.write(job, temporary, made)
             write_json(temporary / RECORD, {**record, **job.arguments})
     return target

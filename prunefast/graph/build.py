@@ -8,24 +8,29 @@
 | faiss-hnsw   | O(N log N), large constant             | a copy of the features, and 32 links a row        |
 
 "exact" and "ivf" run on the native core: certified distances, ties to the smallest index, the same graph for any
-number of threads. "auto" takes "exact" up to `EXACT_OPERATIONS` and "ivf" beyond; no extra is needed for either.
-The faiss methods are there for those who trust its indices more; distances are direct differences all the same.
+number of threads and of processes, which share the rows. "auto" takes "exact" up to `EXACT_OPERATIONS` and "ivf"
+beyond; no extra is needed for either. The faiss methods are there for those who trust its indices more; distances are
+direct differences all the same.
 """
 
+import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
 from prunefast.checks import check_features, check_seed
+from prunefast.distributed import is_main
 from prunefast.errors import InputError
 from prunefast.graph import faiss_, inverted
 from prunefast.graph.knn import KnnGraph
 from prunefast.ops.arrays import as_tensor
 from prunefast.ops.topk import MAX_K, _topk
 from prunefast.progress import progress as show
+from prunefast.together import rows_of_everybody, sendable
 
 METHODS = ("auto", "exact", "ivf", "faiss-ivf", "faiss-hnsw")
 METRICS = ("l2", "cosine")
@@ -81,24 +86,27 @@ def build_graph(
         method = "exact" if exact_operations(*rows.shape) <= EXACT_OPERATIONS else "ivf"
     if method.startswith("faiss"):
         faiss_.require()
-    x = _points(rows, metric, device)
+    points = _Points(functools.partial(np.asanyarray, rows), metric, device)
     manifest: dict[str, Any] = {"method": method, "seed": seed}
-    index = np.empty((len(rows), k), dtype=np.int32 if len(rows) < 2**31 else np.int64)
+    order = None
+    if method.startswith("faiss"):
+        found = faiss_.search(points.x, k, method, probes, seed)
+        packed = _packed(found, len(rows), _index_type(len(rows)), k, method, progress)
+        manifest |= {"probes": probes} if method == "faiss-ivf" else {}
+    else:
+        cells = None
+        if method == "ivf":
+            cells = inverted.make_cells(points.x, seed)
+            order = cells.order
+            manifest |= {"cells": len(cells.centroids), "probes": probes}
+        packed = rows_of_everybody(functools.partial(_search, points, cells, k, probes, progress), len(rows))
+    index = np.empty((len(rows), k), dtype=packed.dtype)
     squared = np.empty((len(rows), k), dtype=np.float32)
-    with show(f"kNN graph ({method})", len(rows), silent=not progress) as bar:
-        if method == "exact":
-            found = _exact(x, np.arange(len(rows)), k)
-        elif method == "ivf":
-            found = inverted.search(x, k, probes, seed)
-            manifest |= {"cells": inverted.cell_count(len(rows)), "probes": probes}
-        else:
-            found = faiss_.search(x, k, method, probes, seed)
-            manifest |= {"probes": probes} if method == "faiss-ivf" else {}
-        for where, neighbours, distance in found:
-            index[where], squared[where] = neighbours, distance
-            bar.advance(len(where))
+    at = slice(None) if order is None else order
+    index[at], squared[at] = packed[:, :k], packed[:, k:].astype(np.int32, copy=False).view(np.float32)
+    del packed
     if method != "exact":
-        manifest["recall"], manifest["recall_rows"] = _recall(x, squared, k, seed)
+        manifest["recall"], manifest["recall_rows"] = _recall(points.x, squared, k, seed)
         if manifest["recall"] < GOOD_RECALL:
             warnings.warn(
                 f"kNN graph: the recall is {manifest['recall']:.1%} (measured); raise probes, or take method='exact'",
@@ -110,28 +118,73 @@ def build_graph(
     return KnnGraph(index, distance, metric, manifest)
 
 
-def _points(rows: np.ndarray, metric: str, device: str | None) -> torch.Tensor:
-    """Float32 rows, of length 1 for the cosine (|a - b|^2 = 2 - 2 cos)."""
-    if metric == "cosine":
-        length = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
-        unit = np.empty(rows.shape, dtype=np.float32)
-        for start in range(0, len(rows), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            unit[part] = rows[part] / np.where(length[part] > 0, length[part], 1.0)[:, None]
-        rows = unit
-    x = as_tensor("features", rows)
-    if x.dtype != torch.float32:
-        x = x.to(torch.float32)
-        if not torch.isfinite(x).all():
-            raise InputError("features: too large for float32; scale them down")
-    return x if device is None else x.to(device)
+class _Points:
+    """The rows that are searched: float32 [N, D], of length 1 for the cosine (|a - b|^2 = 2 - 2 cos).
+
+    They are made when they are asked for: what travels to other processes of torchrun says where the features lie.
+    """
+
+    def __init__(self, features: Callable[[], np.ndarray], metric: str, device: str | None):
+        self.features, self.metric, self.device = features, metric, device
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Points, (sendable(self.features()), self.metric, self.device)
+
+    @cached_property
+    def x(self) -> torch.Tensor:
+        rows = self.features()
+        if self.metric == "cosine":
+            length = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
+            unit = np.empty(rows.shape, dtype=np.float32)
+            for start in range(0, len(rows), _BLOCK):
+                part = slice(start, start + _BLOCK)
+                unit[part] = rows[part] / np.where(length[part] > 0, length[part], 1.0)[:, None]
+            rows = unit
+        x = as_tensor("features", rows)
+        if x.dtype != torch.float32:
+            x = x.to(torch.float32)
+            if not torch.isfinite(x).all():
+                raise InputError("features: too large for float32; scale them down")
+        return x if self.device is None else x.to(self.device)
 
 
-def _exact(x: torch.Tensor, rows: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(row numbers, neighbours, squared distances), a block at a time."""
+Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # row numbers, neighbours [B, k], squared distances [B, k]
+
+
+def _search(
+    points: _Points, cells: inverted.Cells | None, k: int, probes: int, progress: bool, start: int, stop: int
+) -> np.ndarray:
+    """`_packed` for rows start .. stop - 1, in the order of the cells where there are some."""
+    x = points.x
+    found = _exact(x, np.arange(start, stop), k) if cells is None else inverted.search(x, cells, k, probes, start, stop)
+    return _packed(found, stop - start, _index_type(len(x)), k, "exact" if cells is None else "ivf", progress)
+
+
+def _index_type(total: int) -> type[np.signedinteger]:
+    return np.int32 if total < 2**31 else np.int64
+
+
+def _packed(
+    found: Iterator[Found], count: int, kind: type[np.signedinteger], k: int, method: str, progress: bool
+) -> np.ndarray:
+    """[count, 2 k]: the neighbours, and the bits of their squared distances, in the order they are found."""
+    packed = np.empty((count, 2 * k), dtype=kind)
+    done = 0
+    with show(f"kNN graph ({method})", count, silent=not (progress and is_main())) as bar:
+        for where, neighbours, squared in found:
+            rows = packed[done : done + len(where)]
+            rows[:, :k], rows[:, k:] = neighbours, np.ascontiguousarray(squared, dtype=np.float32).view(np.int32)
+            done += len(where)
+            bar.advance(len(where))
+    return packed
+
+
+def _exact(x: torch.Tensor, rows: np.ndarray, k: int) -> Iterator[Found]:
+    """A block of the rows (ascending) at a time."""
     for start in range(0, len(rows), _BLOCK):
         where = rows[start : start + _BLOCK]
-        block = x[where[0] : where[-1] + 1] if len(rows) == len(x) else x[torch.from_numpy(where).to(x.device)]
+        together = where[-1] - where[0] + 1 == len(where)
+        block = x[where[0] : where[-1] + 1] if together else x[torch.from_numpy(where).to(x.device)]
         # the row itself is one of its k + 1 nearest, unless k + 1 duplicates come before it
         index, squared = _topk(block, x, k + 1, False, True, False)
         yield where, *without_self(index.cpu().numpy(), squared.cpu().numpy(), where)

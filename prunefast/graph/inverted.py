@@ -5,6 +5,7 @@ product a cell. faiss instead scans lists query by query, which is many times sl
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,16 +22,29 @@ def cell_count(rows: int) -> int:
     return max(1, round(rows**0.5))
 
 
-def search(x: torch.Tensor, k: int, probes: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(row numbers, neighbours [B, k], squared distances [B, k]) of one cell after the other; never the row itself."""
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """centroids [C, D]; order int64 [N]: the rows sorted by cell, ascending within one; bounds int64 [C + 1]: where
+    each cell begins in it."""
+
+    centroids: torch.Tensor
+    order: np.ndarray
+    bounds: np.ndarray
+
+
+def search(
+    x: torch.Tensor, cells: Cells, k: int, probes: int, start: int, stop: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(row numbers, neighbours [B, k], squared distances [B, k]) of the rows order[start:stop], the part of a cell at a
+    time; never the row itself."""
     from prunefast.graph.build import without_self
 
-    centroids, order, bounds = _cells(x, seed)
-    cells = len(centroids)
-    near, _ = _topk(centroids, centroids, min(cells, MAX_K), False, True, False)
+    order, bounds = cells.order, cells.bounds
+    count = len(cells.centroids)
+    near, _ = _topk(cells.centroids, cells.centroids, min(count, MAX_K), False, True, False)
     near_cells = near.cpu().numpy()
-    for cell in range(cells):
-        own = order[bounds[cell] : bounds[cell + 1]]
+    for cell in range(count):
+        own = order[max(bounds[cell], start) : min(bounds[cell + 1], stop)]
         if not len(own):
             continue
         take = _enough(near_cells[cell], bounds, probes, k + 1)
@@ -51,8 +65,7 @@ def _enough(near: np.ndarray, bounds: np.ndarray, probes: int, needed: int) -> n
     return near[:count] if held[-1] >= needed else None
 
 
-def _cells(x: torch.Tensor, seed: int) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-    """centroids, the rows sorted by cell (ascending within one), and where each cell begins."""
+def make_cells(x: torch.Tensor, seed: int) -> Cells:
     cells = cell_count(len(x))
     generator = np.random.Generator(np.random.Philox(key=seed))
     picks = np.sort(generator.choice(len(x), size=min(len(x), cells * _TRAINING_ROWS), replace=False))
@@ -62,4 +75,4 @@ def _cells(x: torch.Tensor, seed: int) -> tuple[torch.Tensor, np.ndarray, np.nda
     for start in range(0, len(x), 65_536):
         cell[start : start + 65_536] = _topk(x[start : start + 65_536], centroids, 1, False, True, False)[0][:, 0].cpu()
     order = np.argsort(cell, kind="stable")
-    return centroids, order, np.concatenate([[0], np.cumsum(np.bincount(cell, minlength=cells))])
+    return Cells(centroids, order, np.concatenate([[0], np.cumsum(np.bincount(cell, minlength=cells))]))

@@ -82,12 +82,14 @@ def surrogate_score(
     paths = resolve_checkpoints(checkpoint, method)
     target = pick_device(device)
 
+    first = [checked_network(paths[0], data, target, made.ema)]  # before any work
+
     def networks() -> Iterator[Any]:
         """One at a time: a network is read when its turn comes, and its memory is free afterwards."""
-        for path in paths:
+        yield first.pop()
+        for path in paths[1:]:
             yield checked_network(path, data, target, made.ema)
 
-    checked_network(paths[0], data, target, made.ema)
     total = len(data) * chosen.passes * len(paths)
     with show_progress(f"score {method}", total, silent=not progress) as bar:
         return chosen.function(data, networks(), made, seed, bar)

@@ -52,10 +52,17 @@ class Comparison:
                 "recall": float(self.recall[i]),
                 "seconds": float(self.seconds[i]),
                 "saved_per_epoch": float(self.saved[i]),
+                "net_seconds_of_one_epoch": self.net_seconds(i),
                 "break_even_epochs": self.break_even_epochs(i),
             }
             for i, name in enumerate(self.names)
         }
+
+    def net_seconds(self, i: int, epochs: float = 1) -> float | None:
+        """Predicted seconds of training saved in `epochs` minus those of selecting; None without a training speed."""
+        if self.images_per_second is None:
+            return None
+        return float(epochs * self.saved[i] * self.total / self.images_per_second - self.seconds[i])
 
     def break_even_epochs(self, i: int) -> float | None:
         """Epochs of training after which the images left out have paid for selecting; None without a training speed."""
@@ -65,14 +72,15 @@ class Comparison:
 
     def __str__(self) -> str:
         width = max(map(len, self.names))
-        lines = [f"{'':{width}}  {'kept':>9}  precision  recall  selecting  saved an epoch  pays after"]
+        lines = [f"{'':{width}}  {'kept':>9}  precision  recall  selecting  saved an epoch   net of it  pays after"]
         for i, name in enumerate(self.names):
-            epochs = self.break_even_epochs(i)
+            epochs, net = self.break_even_epochs(i), self.net_seconds(i)
             pays = "?" if epochs is None else f"{epochs:.2g} epochs"
             kept = round(self.total * (1 - self.saved[i]))
             lines.append(
                 f"{name:{width}}  {kept:>9,}  {_share(self.precision[i]):>9}  {_share(self.recall[i]):>6}  "
-                f"{self.seconds[i]:>7.1f} s  {self.saved[i]:>14.1%}  {pays:>10}"
+                f"{self.seconds[i]:>7.1f} s  {self.saved[i]:>14.1%}  "
+                f"{'?' if net is None else f'{net:,.1f} s':>10}  {pays:>10}"
             )
         lines += ["", f"{'also kept by':{width}}  " + "  ".join(f"{name:>{max(6, len(name))}}" for name in self.names)]
         for i, name in enumerate(self.names):

@@ -68,8 +68,33 @@ def test_compare_shows_random_and_writes_no_coreset(prunefast, run: Path) -> Non
     assert own["counts"] == {name: [8, 32] for name in ("0", "1", "2")}
     assert own["saved_per_epoch"] == 0.75
     assert own["break_even_epochs"] == pytest.approx(own["seconds"] * 100 / 72)
+    assert own["net_seconds_of_one_epoch"] == pytest.approx(72 / 100 - own["seconds"])
     assert 0 <= own["precision"] <= 1
     assert "by chance" in call.out
+
+
+def test_forced_images_by_key_and_by_index(prunefast, run: Path, tmp_path: Path) -> None:
+    plain = prunefast("select", run, "--method", "gaussian", "--keep", 0.25, "--json")
+    assert plain.status == 0
+    before = Coreset.load(run / "coreset.parquet")
+    kept, dropped = before.indices[:3], before.dropped[:2]
+    (tmp_path / "drop.txt").write_text("".join(f"{before.keys[i]}\n" for i in kept))
+    np.save(tmp_path / "keep.npy", dropped)
+    forced = ("--must-drop", tmp_path / "drop.txt", "--must-keep", tmp_path / "keep.npy")
+    assert prunefast("select", run, "--method", "gaussian", "--keep", 0.25, *forced).status == 0
+    after = Coreset.load(run / "coreset.parquet")
+    assert len(after) == len(before)
+    assert after.keep[dropped].all()
+    assert not after.keep[kept].any()
+    again = prunefast("select", run, "--method", "gaussian", "--keep", 0.25, *forced)
+    assert "was there already" in again.out
+    call = prunefast("select", run, "--compare", "gaussian", "--keep", 0.25, *forced, "--json")
+    assert call.facts["gaussian"]["overlap"]["gaussian"] == 1.0
+    (tmp_path / "drop.txt").write_text("nobody\n")
+    assert "'nobody' is no key of the data set" in prunefast("select", run, *forced).error
+    (tmp_path / "keep.npy").write_bytes(b"rubbish")
+    assert "neither keys, one a line, nor an .npy" in prunefast("select", run, *forced).error
+    assert "no such file" in prunefast("select", run, "--must-keep", tmp_path / "none.txt").error
 
 
 def test_overlap_is_counted(prunefast, run: Path) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 from prunefast import Coreset, TrainConfig, train
 from prunefast.data import open_dataset
+from prunefast.encode.resnet20 import ResNet20
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -77,18 +79,23 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     options = {"model": "unet-tiny", "model_options": network, "process": "flow", "device": "cpu", "precision": "fp32"}
     config = TrainConfig(out=str(folder / "full"), images=32, batch_size=16, **options)
     train(config, open_dataset(folder / "images.npz"))
+    save_file(ResNet20().state_dict(), folder / "resnet.safetensors")
     return folder / "images.npz", folder / "full"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_every_step_in_several_processes(trained, run_ranks, tmp_path: Path, size: int) -> None:
-    """Surrogate scores and hashes are shared by the ranks, with a part of a batch and of a block each."""
+    """Features, graphs, surrogate scores and hashes are shared by the ranks, with a part of a batch and of a block
+    each."""
     images, full = trained
     files: list[dict[str, bytes]] = []
     for processes in (1, size):
         run = tmp_path / str(processes)
-        steps = [["embed", images, "-o", run]]
+        resnet = f"resnet20-cifar:{images.parent / 'resnet.safetensors'}"
+        steps = [["embed", images, "-o", run], ["embed", images, "-o", run / "net"]]
+        steps[1] += ["--encoder", resnet, "--batch-size", 16]
+        steps.append(["score", run / "net", "--method", "density", "--option", "graph_method=ivf"])
         for method in ("loss", "forgetting", "grand", "moso"):
             given = ["--checkpoint", full] if method != "forgetting" else ["--checkpoint", full, "--checkpoint", full]
             steps.append(["score", run, "--method", method, *given, "--option", "times=2", "--device", "cpu"])

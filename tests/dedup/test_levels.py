@@ -178,6 +178,15 @@ def test_semantic_rows_with_many_neighbours():
     assert expected > 1300 * 1299 // 2 - 1
 
 
+def test_semantic_rows_with_many_neighbours_block_by_block(monkeypatch):
+    """Blocks of ten rows with all their products, and of nine pairs of 1,200 columns."""
+    monkeypatch.setattr(semantic_level, "_CHUNK_VALUES", 11_000)
+    x = semantic_level.unit_rows(1 + 1e-3 * np.random.default_rng(0).normal(size=(1100, 1200)))
+    found = list(semantic_level._neighbours(x, np.arange(5, 37), 0.01))
+    rows, others = (np.concatenate([part[column] for part in found]) for column in (0, 1))
+    assert len(set(zip(rows.tolist(), others.tolist(), strict=True))) == len(rows) == 32 * 1100
+
+
 def test_semantic_groups_and_other_data(data):
     rng = np.random.default_rng(1)
     features = rng.normal(size=(len(data), 16))

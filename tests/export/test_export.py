@@ -313,7 +313,7 @@ def test_an_interrupted_export_goes_on(folder, tmp_path, monkeypatch, to):
     assert not (tmp_path / "again").exists()
     stop, read = 10 * len(data), []
     again = export(data, coreset, tmp_path / "again", to=to, **options)
-    assert len(read) == len(data) if to == "edm" else len(read) < len(data)  # one file starts over
+    assert len(read) < len(data)
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
     files = [path.relative_to(whole) for path in whole.rglob("*") if path.is_file()] if whole.is_dir() else [""]
     assert files
