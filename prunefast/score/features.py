@@ -8,7 +8,7 @@ from prunefast.checks import as_numpy, check_features, check_labels
 
 __all__ = ["as_numpy", "check_features", "check_labels", "classes_of", "distances", "in_order", "rows_of"]
 
-_BLOCK = 1 << 16  # places of an order handed out together
+_BLOCK = 1 << 16  # values worked on together
 
 
 def classes_of(labels: np.ndarray | None, rows: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -65,11 +65,10 @@ def distances(
     """
     result = np.empty(len(features))
     centre = centre.astype(np.float64)
-    for start in range(0, len(features), 4096):
-        rows = slice(start, start + 4096)
-        values = features[rows].astype(np.float64)
-        if length is not None:
-            values /= length[rows, None]
+    step = max(1, _BLOCK // features.shape[1])  # 512 KiB of differences: they stay in the cache
+    for start in range(0, len(features), step):
+        rows = slice(start, start + step)
+        values = features[rows] if length is None else features[rows].astype(np.float64) / length[rows, None]
         difference = values - (centre if own is None else centre[own[rows]])
         result[rows] = np.sqrt(np.einsum("nd,nd->n", difference, difference))
     return result
