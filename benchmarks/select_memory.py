@@ -21,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+from prunefast.files import atomic_path
+
 CENTRES = 1000
 TEN_MILLION = 10_000_000
 SMALL_FILE, SMALL_SHAPE = "features-15k.npy", (15_000, 512)
@@ -54,16 +56,17 @@ def make_features(path: Path, rows: int, columns: int) -> None:
         for start in range(0, rows, 20_000):
             count = min(20_000, rows - start)
             noise = generator.standard_normal((count, columns), dtype=np.float32)
-            rows = centres[generator.integers(CENTRES, size=count)] + noise
+            block = centres[generator.integers(CENTRES, size=count)] + noise
             copies = count // 100
-            rows[-copies:] = rows[:copies]
-            rows[-2 * copies : -copies] = rows[:copies] + 0.1 * noise[-copies:]
-            rows.tofile(file)
+            block[-copies:] = block[:copies]
+            block[-2 * copies : -copies] = block[:copies] + 0.1 * noise[-copies:]
+            block.tofile(file)
 
 
 def make_once(path: Path, shape: tuple[int, int]) -> None:
     if not path.is_file() or np.load(path, mmap_mode="r").shape != shape:
-        make_features(path, *shape)
+        with atomic_path(path) as temporary:
+            make_features(temporary, *shape)
 
 
 def step(name: str, folder: Path) -> None:

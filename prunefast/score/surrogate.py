@@ -13,6 +13,7 @@ from prunefast.progress import progress as show_progress
 from prunefast.score import difficulty, el2n, forgetting, grand, loss, moso
 from prunefast.score.options import check_seed, make_options
 
+State = dict[str, Any]
 Checkpoints = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
@@ -79,35 +80,40 @@ def surrogate_score(
     chosen = SURROGATES[method]
     made = chosen.make_options(options)
     seed = check_seed(seed)
-    paths = resolve_checkpoints(checkpoint, method)
+    found = _find(checkpoint, method)
     target = pick_device(device)
 
-    first = [checked_network(paths[0], data, target, made.ema)]  # before any work
+    first = [checked_network(found[0][0], data, target, made.ema, found[0][1])]  # before any work
 
     def networks() -> Iterator[Any]:
         """One at a time: a network is read when its turn comes, and its memory is free afterwards."""
         yield first.pop()
-        for path in paths[1:]:
-            yield checked_network(path, data, target, made.ema)
+        for path, state in found[1:]:
+            yield checked_network(path, data, target, made.ema, state)
 
-    total = len(data) * chosen.passes * len(paths)
+    total = len(data) * chosen.passes * len(found)
     with show_progress(f"score {method}", total, silent=not progress) as bar:
         return chosen.function(data, networks(), made, seed, bar)
 
 
-def checked_network(path: Path, data: Any, device: Any, ema: bool) -> Any:
+def checked_network(path: Path, data: Any, device: Any, ema: bool, state: State | None = None) -> Any:
     # the training package lies above this one and is needed for its checkpoints only
     from prunefast.train.network import load_network
 
     if getattr(data, "latents", None) is not None:
         raise InputError(f"data: {data.path} holds latents, these scores are of images; give the images")
-    network = load_network(path, device, ema=ema)
+    network = load_network(path, device, ema=ema, state=state)
     network.check_data(data, "checkpoint")
     return network
 
 
 def resolve_checkpoints(checkpoint: Checkpoints | None, method: str) -> list[Path]:
     """checkpoint-* folders, in the order given; InputError where there is none."""
+    return [path for path, _ in _find(checkpoint, method)]
+
+
+def _find(checkpoint: Checkpoints | None, method: str) -> list[tuple[Path, State | None]]:
+    """(folder, its state where it was checked already)."""
     from prunefast.train.state import find_checkpoint, list_checkpoints
 
     if checkpoint is None:
@@ -115,13 +121,13 @@ def resolve_checkpoints(checkpoint: Checkpoints | None, method: str) -> list[Pat
     given = [checkpoint] if isinstance(checkpoint, str | os.PathLike) else list(checkpoint)
     if not given:
         raise InputError(f"checkpoint: {method!r} needs a trained model; the list is empty")
-    paths: list[Path] = []
+    found: list[tuple[Path, State | None]] = []
     for path in map(Path, given):
         all_of_them = list_checkpoints(path / "train") or list_checkpoints(path) if method == "forgetting" else []
-        paths += reversed(all_of_them) if all_of_them else [find_checkpoint(path)[0]]
-    if method == "forgetting" and len(paths) < 2:
+        found += [(entry, None) for entry in reversed(all_of_them)] if all_of_them else [find_checkpoint(path)]
+    if method == "forgetting" and len(found) < 2:
         raise InputError(
             "checkpoint: forgetting compares at least two checkpoints of one training; give more (a run keeps the last "
             "keep_checkpoints)"
         )
-    return paths
+    return found

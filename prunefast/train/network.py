@@ -1,7 +1,7 @@
 """A trained network from a checkpoint, frozen: what scores and class weights are measured with."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,13 +58,18 @@ class TrainedNetwork:
 
 
 def load_network(
-    checkpoint: str | os.PathLike[str], device: torch.device | str = "cpu", *, ema: bool = True
+    checkpoint: str | os.PathLike[str],
+    device: torch.device | str = "cpu",
+    *,
+    ema: bool = True,
+    state: Mapping[str, Any] | None = None,
 ) -> TrainedNetwork:
-    """checkpoint: a run folder, its train folder, or one checkpoint-* folder. ema: the averaged weights.
+    """checkpoint: a run folder, its train folder, or one checkpoint-* folder. ema: the averaged weights. state: of one
+    folder that `find_checkpoint` has checked already, which reads all of it.
 
     Raises InputError where there is no whole checkpoint.
     """
-    path, state = find_checkpoint(checkpoint)
+    path, state = find_checkpoint(checkpoint) if state is None else (Path(checkpoint), state)
     recipe, network = state["recipe"], state["model"]
     if state.get("text") is not None:
         raise InputError(f"{path}: was trained on captions, which is not measured with here; give one without them")
