@@ -8,12 +8,13 @@ a tenth of ten million scores; those with "classes" in the name, a thousand clas
 Each step is a process of its own. `anonymous_gb` is the peak of its own memory (RssAnon, looked at every 5 ms):
 pages of the mapped features are left out, since the system takes them back when it needs them. `peak_gb` is the peak
 of everything (VmHWM), those pages and the code of the libraries included. Both in 2^30 bytes, both with the 0.25 that
-importing torch and this package takes.
+importing torch and this package takes. `PRUNEFAST_BENCH_PROBES` makes the search for the graph shorter; its memory
+hardly depends on it.
 """
 
 import argparse
-import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -107,8 +108,7 @@ def prepare(name, folder, facts):
         uniform = np.random.default_rng(0).random(len(x))
 
         def spread():
-            picks = (dense_d2 if "dense" in name else our_d2)(x, uniform, 4500)
-            facts["picks"] = hashlib.sha256(np.sort(picks).astype(np.int64).tobytes()).hexdigest()[:8]
+            facts["picks"] = len((dense_d2 if "dense" in name else our_d2)(x, uniform, 4500))
 
         return spread
 
@@ -120,7 +120,7 @@ def prepare(name, folder, facts):
     selections |= {"hierarchical": {"keep": 0.1, "k": 100, "iterations": 5}}
 
     def graph(metric="l2", k=10):
-        made = build_graph(features, k, metric=metric)
+        made = build_graph(features, k, metric=metric, probes=int(os.environ.get("PRUNEFAST_BENCH_PROBES", "16")))
         made.save(folder / f"knn-{metric}.npz")
         facts.update(made.manifest)
 
