@@ -11,6 +11,7 @@
 // 4. What is left is decided and reported by direct float64 differences, ties to the smallest index. So the answer is
 //    that of comparing all direct distances, whatever the instruction set, the number of threads, the offset or the
 //    spread of the data.
+// For the nearest of a few rows of y, float32 differences to all of them take the place of 1 to 3 (kernels/few.h).
 //
 // Error bound of a float32 score, u = 2^-24: a dot product of n terms added one after the other onto the start value
 // errs by at most (n + 1) u (|x||y| + |y|^2 / 2) to first order; rounding the centred values adds u (2 |x||y| + |y|^2).
@@ -20,7 +21,8 @@
 // term; it takes subnormals for zero, which n 2^-126 covers, four times over. Sums of integers are exact; their
 // conversion and two scales round three times.
 // A float32 sum of squared differences errs by at most (n + 3) u of itself, whatever the order of its terms, so that
-// (|x|^2 - |x - y|^2) / 2 bounds a score to about (n + 8) u |x|^2, far closer than int8 does.
+// (|x|^2 - |x - y|^2) / 2 bounds a score to about (n + 8) u |x|^2, far closer than int8 does. Among a few rows of y the
+// truly nearest has one of at most (1 + (n + 8) u) / (1 - (n + 8) u) times the least, and what underflow may add.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -28,6 +30,7 @@
 #include <limits>
 #include <vector>
 
+#include "aligned.h"
 #include "kernels/table.h"
 #include "parallel.h"
 #include "status.h"
@@ -41,7 +44,8 @@ constexpr int64_t kTasks = 16;           // where that leaves each thread so man
 constexpr int64_t kChunkColumns = 1024;  // scores of a block at a time: 48 x 1024 floats = 192 KB
 constexpr double kNormLimit = 1e18;      // above it a product may overflow float32: such data is compared directly
 constexpr int64_t kProbedRows = 12;      // rows that decide whether a format tells enough apart
-constexpr int64_t kUncertified = 8;      // candidates beyond k when nothing is to be proven
+constexpr int64_t kSpare = 8;            // candidates beyond k: usual ones, and all that uncertified search looks at
+constexpr int64_t kFewOthers = 64;       // rows of y that are compared with every row of x
 constexpr int64_t kGroupedK = kScoreGroups / 2;  // up to this k the group maxima give a useful first threshold
 constexpr int64_t kSummedValues = 1 << 21;       // rows that are assigned, then summed while the caches hold them: 8 MB
 constexpr int64_t kMeanColumns = 64;             // columns of one block of the mean: four cache lines of a row
@@ -49,6 +53,8 @@ constexpr int64_t kMeanColumns = 64;             // columns of one block of the 
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
 struct Packed {
+  std::vector<float> few;  // [columns][others]: y has so few rows that nothing is screened; else empty
+  FewBound few_bound = {};
   const Screening* format = nullptr;
   std::vector<float> start, scale, mean;
   std::vector<int32_t> offset;
@@ -77,6 +83,19 @@ bool every_row_answers(const prunefast_topk_args& args) {
   return args.others - (args.exclude_self ? 1 : 0) <= args.k || rounding_unit(args.columns) > 0.01;
 }
 
+bool few_rows(const prunefast_topk_args& args) {
+  return args.others <= kFewOthers && args.k == 1 && !args.inner && !args.exclude_self &&
+         rounding_unit(args.columns) <= 0.01;
+}
+
+void turn_few(const prunefast_topk_args& args, Packed& packed) {
+  packed.few.resize(static_cast<size_t>(args.columns * args.others));
+  for (int64_t j = 0; j < args.others; ++j)
+    for (int64_t d = 0; d < args.columns; ++d) packed.few[d * args.others + j] = args.y[j * args.y_row_stride + d];
+  const double unit = rounding_unit(args.columns);  // 2^-21 more for the rounding of the limit itself
+  packed.few_bound = {round_up((1 + unit) / (1 - unit) * (1 + 0x1p-21)), round_up(4 * underflow_of(args.columns))};
+}
+
 // Float64 sums of the rows in their order, whatever the number of threads.
 std::vector<float> mean_of(const prunefast_topk_args& args, const Kernels& set) {
   std::vector<float> mean(args.columns, 0.0f);
@@ -94,7 +113,7 @@ std::vector<float> mean_of(const prunefast_topk_args& args, const Kernels& set) 
 // One row of y into its panel, and its bound.
 void pack_row(const prunefast_topk_args& args, const Kernels& set, int64_t j, float* row, uint32_t* words,
               Packed& packed) {
-  const double unit = args.certify ? rounding_unit(args.columns) : 0.0;
+  const double unit = rounding_unit(args.columns);
   const float* y = args.y + j * args.y_row_stride;
   const double squared = set.centre(y, packed.mean.data(), args.columns, row);
   if (!(squared < kNormLimit * kNormLimit)) packed.direct.store(true);
@@ -106,7 +125,6 @@ void pack_row(const prunefast_topk_args& args, const Kernels& set, int64_t j, fl
   const int64_t width = packed.panels.width, count = packed.panels.words;
   uint32_t* target = packed.values.data() + j / width * width * count + j % width;
   for (int64_t word = 0; word < count; ++word) target[word * width] = words[word];
-  if (!args.certify) return;
   packed.fixed[j] = round_up(unit * half + underflow_of(args.columns));
   if (packed.format->exact) {
     packed.gain[j] = round_up(unit * norm);
@@ -167,6 +185,7 @@ struct Neighbour {
 // What one thread needs; allocated before the threads start.
 struct alignas(128) Workspace {  // one a thread: none writes into a cache line of the next
   std::vector<float> scores, peaks, bounds, values, groups;
+  Aligned<float> room;
   std::vector<uint32_t> words;
   std::vector<int32_t> hits;
   std::vector<std::vector<Candidate>> candidates;
@@ -196,15 +215,17 @@ class Search {
       : args_(args),
         set_(set),
         packed_(packed),
-        rank_(args.k + (args.certify ? 0 : kUncertified)),
+        rank_(args.k),
+        few_(!packed.few.empty()),
         direct_(packed.direct.load()),
-        settles_(rank_ == 1 && !direct_),
-        refines_(!direct_ && args.certify && !args.inner && !packed.format->exact),
+        settles_(rank_ == 1 && (few_ || !direct_)),
+        refines_(!direct_ && !args.inner && !packed.format->exact),
         norm_rounding_(0x1p-23f * static_cast<float>(args.columns + 16)),
         chunk_panels_(direct_ ? 0 : std::max<int64_t>(1, kChunkColumns / packed.panels.width)) {}
 
   Workspace workspace() const {
     Workspace w;
+    if (few_) w.room = aligned<float>(2 * set_.vector * (args_.columns + args_.others));
     if (direct_) return w;
     w.words.resize(kRows * packed_.row_words);
     w.scores.resize(kRows * chunk_panels_ * packed_.panels.width);
@@ -218,7 +239,11 @@ class Search {
   // False: a value of x is not finite.
   bool rows(int64_t first, int64_t last, Workspace& w) const {
     Block b;
-    if (!direct_) screen(first, last, b, w);
+    if (few_)
+      set_.few_finalists(args_.x + first * args_.x_row_stride, args_.x_row_stride, last - first, packed_.few.data(),
+                         args_.others, args_.columns, &packed_.few_bound, w.room.get(), b.finalists);
+    else if (!direct_)
+      screen(first, last, b, w);
     if (settles_)
       set_.decide(args_.x + first * args_.x_row_stride, args_.x_row_stride, last - first, args_.y, args_.y_row_stride,
                   args_.columns, args_.inner, b.finalists, args_.index + first, args_.distance + first);
@@ -240,7 +265,7 @@ class Search {
   // Whether few rows of y become candidates of rows spread over x. A candidate costs as much as the scores of dozens of
   // rows of y, so that the next format, half as fast, is worth it beyond that.
   bool tells_apart(Workspace& w) const {
-    const int64_t probed = std::min(args_.rows, kProbedRows), limit = 2 * rank_ + kUncertified + args_.others / 32;
+    const int64_t probed = std::min(args_.rows, kProbedRows), limit = 2 * rank_ + kSpare + args_.others / 32;
     for (int64_t i = 0; i < probed; ++i) {
       Block b;
       const int64_t row = i * args_.rows / probed;
@@ -377,6 +402,11 @@ class Search {
     candidates.erase(
         std::remove_if(candidates.begin(), candidates.end(), [=](const Candidate& c) { return c.upper < limit; }),
         candidates.end());
+    const int64_t most = rank_ + kSpare;
+    if (args_.certify || static_cast<int64_t>(candidates.size()) <= most) return;
+    std::nth_element(candidates.begin(), candidates.begin() + most, candidates.end(),
+                     [](const Candidate& a, const Candidate& b) { return a.upper > b.upper; });
+    candidates.resize(static_cast<size_t>(most));
   }
 
   // The score is (|x|^2 - |x - y|^2) / 2, both centred.
@@ -412,7 +442,7 @@ class Search {
   const Kernels& set_;
   const Packed& packed_;
   const int64_t rank_;
-  const bool direct_, settles_, refines_;
+  const bool few_, direct_, settles_, refines_;
   const float norm_rounding_;  // relative, of a squared norm added up in float32
   const int64_t chunk_panels_;
 };
@@ -420,12 +450,11 @@ class Search {
 // Packs y in the fastest format that tells its rows apart; where none of the coarse ones does (rows of y closer to each
 // other than its steps), float32 screens. The result is the same.
 void choose(const prunefast_topk_args& args, const Kernels& set, Packed& packed) {
-  packed.direct.store(every_row_answers(args));
-  if (packed.direct.load() || !args.rows) return;
+  if (few_rows(args)) turn_few(args, packed);
+  packed.direct.store(few_rows(args) || every_row_answers(args));
+  if (packed.direct.load()) return;
   packed.mean = mean_of(args, set);
   const Screening* const* format = screenings();
-  if (!args.certify)  // nothing mends what a coarse format misses: the finest of them
-    while (format[1] && !format[1]->exact) ++format;
   for (; *format; ++format) {
     if (args.columns > (*format)->most_columns || args.others < (*format)->least_others) continue;
     pack(args, set, **format, packed);

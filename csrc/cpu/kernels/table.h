@@ -36,6 +36,7 @@ struct ImagePlan {
 struct LossPlan {
   ImagePlan base;
   prunefast_image pred, gradient;
+  bool streamed;  // a dense gradient goes past the caches, which it does not fit; its runs are aligned to registers
 };
 
 struct NoisePlan {
@@ -89,6 +90,11 @@ struct ScoreBounds {
   float norm, rest;
 };
 
+// Distances in float32 up to ratio * least + slack may be the least in truth.
+struct FewBound {
+  float ratio, slack;
+};
+
 // One sample of a group norm, a value a channel: h = (x - mean) p + q; gradient of x = dh p + ((x - mean) e + f).
 struct NormChannels {
   const float *mean, *p, *q, *e, *f;
@@ -113,6 +119,10 @@ struct Kernels {
   void (*finalists)(const float* score, int64_t score_stride, const float* peak, int64_t peak_stride, int64_t rows,
                     int64_t panels, int64_t width, const ScoreBounds* bounds, const float* norm, const float* rest,
                     Finalists* out);
+  // Of rows of x: the rows of y whose distance in float32 is within `bound` of the least; y is [columns][others]. `room`
+  // is for 2 vector (columns + others) floats, on a cache line.
+  void (*few_finalists)(const float* x, int64_t x_stride, int64_t rows, const float* y, int64_t others, int64_t columns,
+                        const FewBound* bound, float* room, Finalists* out);
   // Columns of one panel whose upper bound reaches the threshold.
   int64_t (*collect)(const float* score, int64_t width, const ScoreBounds* bounds, float threshold, int32_t* hits);
   // |x - y|^2 in float32, its relative error within (columns + 3) u.
