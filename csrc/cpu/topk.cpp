@@ -38,14 +38,14 @@
 namespace prunefast {
 namespace {
 
-constexpr int64_t kRows = 48;            // rows of x in a block: a panel in the cache is used that often
+constexpr int64_t kRows = kBlockRows;
 constexpr int64_t kBlocks = 8;           // blocks in a row that a thread takes, the next fetched while one is worked on,
 constexpr int64_t kTasks = 16;           // where that leaves each thread so many turns
 constexpr int64_t kChunkColumns = 1024;  // scores of a block at a time: 48 x 1024 floats = 192 KB
 constexpr double kNormLimit = 1e18;      // above it a product may overflow float32: such data is compared directly
 constexpr int64_t kProbedRows = 12;      // rows that decide whether a format tells enough apart
 constexpr int64_t kSpare = 8;            // candidates beyond k: usual ones, and all that uncertified search looks at
-constexpr int64_t kFewOthers = 64;       // rows of y that are compared with every row of x
+constexpr int64_t kFewOthers = 24;       // rows of y that are compared with every row of x
 constexpr int64_t kGroupedK = kScoreGroups / 2;  // up to this k the group maxima give a useful first threshold
 constexpr int64_t kSummedValues = 1 << 21;       // rows that are assigned, then summed while the caches hold them: 8 MB
 constexpr int64_t kMeanColumns = 64;             // columns of one block of the mean: four cache lines of a row
@@ -58,12 +58,13 @@ struct Packed {
   const Screening* format = nullptr;
   std::vector<float> start, scale, mean;
   std::vector<int32_t> offset;
-  std::vector<uint32_t> values;
+  Aligned<uint32_t> values;
   // Error bound of a score: gain |x| + lost |what packing took from x| + fixed; a value a row of y, and their maxima a
   // panel.
   std::vector<float> gain, lost, fixed, panel_gain, panel_lost, panel_fixed;
   Panels panels = {};
-  int64_t row_words = 0, padded = 0;
+  bool turned = false;  // panels are those of turned_scores
+  int64_t row_words = 0, padded = 0, width = 0;  // padded to panels of `width` rows that share a bound
   std::atomic<bool> direct{false};  // nothing to screen out (every row is an answer), or values too large for it
 };
 
@@ -123,7 +124,7 @@ void pack_row(const prunefast_topk_args& args, const Kernels& set, int64_t j, fl
   packed.scale[j] = about.scale;
   packed.offset[j] = about.offset;
   const int64_t width = packed.panels.width, count = packed.panels.words;
-  uint32_t* target = packed.values.data() + j / width * width * count + j % width;
+  uint32_t* target = packed.values.get() + j / width * width * count + j % width;
   for (int64_t word = 0; word < count; ++word) target[word * width] = words[word];
   packed.fixed[j] = round_up(unit * half + underflow_of(args.columns));
   if (packed.format->exact) {
@@ -145,11 +146,15 @@ void pack(const prunefast_topk_args& args, const Kernels& set, const Screening& 
   const int64_t width = registers * set.vector, words = (columns + format.per_word - 1) / format.per_word;
   packed.padded = (others + width - 1) / width * width;
   packed.row_words = (columns + kPackedColumns - 1) / kPackedColumns * kPackedColumns / format.per_word;
-  packed.values.assign(packed.padded * words, 0);
+  packed.width = width;
+  packed.turned = args.k == 1 && others <= kTurnedMost;
+  packed.values = aligned<uint32_t>(packed.padded * words);
+  std::fill_n(packed.values.get(), packed.padded * words, 0u);
   packed.start.assign(packed.padded, kLowest);
   packed.offset.assign(packed.padded, 0);
   for (auto* value : {&packed.scale, &packed.gain, &packed.lost, &packed.fixed}) value->assign(packed.padded, 0.0f);
-  packed.panels = {packed.values.data(), packed.start.data(), packed.scale.data(), packed.offset.data(), words, width};
+  packed.panels = {packed.values.get(), packed.start.data(), packed.scale.data(), packed.offset.data(), words,
+                   packed.turned ? set.turned_others : width};
   const int64_t panels = packed.padded / width;
   const int threads = threads_for(args.threads, panels);
   std::vector<std::vector<float>> row(threads, std::vector<float>(columns));
@@ -184,9 +189,9 @@ struct Neighbour {
 
 // What one thread needs; allocated before the threads start.
 struct alignas(128) Workspace {  // one a thread: none writes into a cache line of the next
-  std::vector<float> scores, peaks, bounds, values, groups;
-  Aligned<float> room;
-  std::vector<uint32_t> words;
+  std::vector<float> row, peaks, bounds, values, groups;
+  Aligned<float> scores, room;
+  Aligned<uint32_t> words, turned;
   std::vector<int32_t> hits;
   std::vector<std::vector<Candidate>> candidates;
   std::vector<Neighbour> neighbours;
@@ -221,17 +226,21 @@ class Search {
         settles_(rank_ == 1 && (few_ || !direct_)),
         refines_(!direct_ && !args.inner && !packed.format->exact),
         norm_rounding_(0x1p-23f * static_cast<float>(args.columns + 16)),
-        chunk_panels_(direct_ ? 0 : std::max<int64_t>(1, kChunkColumns / packed.panels.width)) {}
+        chunk_panels_(direct_ ? 0 : std::max<int64_t>(1, kChunkColumns / packed.width)) {}
 
   Workspace workspace() const {
     Workspace w;
-    if (few_) w.room = aligned<float>(2 * set_.vector * (args_.columns + args_.others));
+    if (few_) w.room = aligned<float>(set_.vector * (args_.columns + args_.others));
     if (direct_) return w;
-    w.words.resize(kRows * packed_.row_words);
-    w.scores.resize(kRows * chunk_panels_ * packed_.panels.width);
+    w.words = aligned<uint32_t>(kRows * packed_.row_words);
+    w.scores = aligned<float>(kRows * chunk_panels_ * packed_.width);
     w.peaks.resize(kRows * chunk_panels_);
     w.bounds.resize(chunk_panels_);
-    w.hits.resize(packed_.panels.width);
+    w.hits.resize(packed_.width);
+    if (packed_.turned) {
+      w.turned = aligned<uint32_t>(kRows * packed_.row_words);
+      w.row.assign(packed_.padded, kLowest);
+    }
     w.candidates.resize(kRows);
     return w;
   }
@@ -277,10 +286,10 @@ class Search {
  private:
   void screen(int64_t first, int64_t last, Block& b, Workspace& w) const {
     const Screening& format = *packed_.format;
-    const int64_t count = last - first, width = packed_.panels.width, panels = packed_.padded / width;
+    const int64_t count = last - first, width = packed_.width, panels = packed_.padded / width;
     const int64_t words = packed_.row_words, stride = chunk_panels_ * width;
     format.pack_rows(args_.x + first * args_.x_row_stride, args_.x_row_stride, count, packed_.mean.data(),
-                     args_.columns, w.words.data(), words, b.about);
+                     args_.columns, w.words.get(), words, b.about);
     for (int64_t r = 0; r < count; ++r) {
       b.scale[r] = b.about[r].scale;
       b.norm[r] = std::sqrt(b.about[r].squared * (1 + norm_rounding_) + 0x1p-126f);
@@ -289,11 +298,12 @@ class Search {
       b.finalists[r].count = 0;
     }
     for (int64_t r = 0; r < count; ++r) w.candidates[r].clear();
+    if (packed_.turned) return settle(first, count, b, w);
     for (int64_t from = 0; from < panels; from += chunk_panels_) {
       const int64_t to = std::min(from + chunk_panels_, panels);
-      float* scores = w.scores.data();
+      float* scores = w.scores.get();
       float* peaks = w.peaks.data();
-      format.scores(w.words.data(), b.scale, count, words, &packed_.panels, from, to, scores, stride, peaks,
+      format.scores(w.words.get(), b.scale, count, words, &packed_.panels, from, to, scores, stride, peaks,
                     chunk_panels_);
       for (int64_t r = 0; args_.exclude_self && r < count; ++r) {
         const int64_t own = first + r - from * width;
@@ -303,7 +313,7 @@ class Search {
         peaks[r * chunk_panels_ + own / width] = *std::max_element(panel, panel + width);
       }
       if (settles_ && panels <= chunk_panels_) {
-        const ScoreBounds most = {packed_.panel_gain.data(), packed_.panel_lost.data(), packed_.panel_fixed.data(), 0, 0};
+        const ScoreBounds most = panel_bounds();
         set_.finalists(scores, stride, peaks, chunk_panels_, count, panels, width, &most, b.norm, b.lost, b.finalists);
       }
       for (int64_t r = 0; r < count; ++r) {
@@ -314,6 +324,27 @@ class Search {
         tighten(first + r, b, r, to < panels, w);
         if (settles_ && to == panels) b.finalists[r] = few_of(w.candidates[r]);
       }
+    }
+  }
+
+  // The nearest by turned scores. Rows of x of which the bounds leave more than a few are looked at as others are.
+  void settle(int64_t first, int64_t count, Block& b, Workspace& w) const {
+    const int64_t width = packed_.width, panels = packed_.padded / width;
+    float* scores = w.scores.get();
+    packed_.format->turned_scores(w.words.get(), b.scale, count, packed_.row_words, &packed_.panels, args_.others,
+                                  w.turned.get(), scores);
+    for (int64_t r = 0; args_.exclude_self && r < count; ++r) scores[(first + r) * kRows + r] = kLowest;
+    const ScoreBounds most = panel_bounds();
+    set_.turned_finalists(scores, args_.others, count, width, &most, b.norm, b.lost, b.finalists);
+    for (int64_t r = 0; r < count; ++r) {
+      if (!b.screened(r)) b.finalists[r].count = 0;
+      if (b.finalists[r].count || !b.screened(r)) continue;
+      for (int64_t j = 0; j < args_.others; ++j) w.row[j] = scores[j * kRows + r];
+      for (int64_t p = 0; p < panels; ++p) w.peaks[p] = *std::max_element(&w.row[p * width], &w.row[p * width] + width);
+      bounds(b, r, 0, panels, w);
+      scan(first + r, w.row.data(), w.peaks.data(), 0, panels, b, r, w);
+      tighten(first + r, b, r, false, w);
+      b.finalists[r] = few_of(w.candidates[r]);
     }
   }
 
@@ -331,6 +362,10 @@ class Search {
     for (int64_t p = 0; p < panels; ++p) w.bounds[p] = gain[p] * b.norm[r] + (lost[p] * b.lost[r] + fixed[p]);
   }
 
+  ScoreBounds panel_bounds() const {
+    return {packed_.panel_gain.data(), packed_.panel_lost.data(), packed_.panel_fixed.data(), 0, 0};
+  }
+
   ScoreBounds own_bounds(const Block& b, int64_t r, int64_t column) const {
     return {&packed_.gain[column], &packed_.lost[column], &packed_.fixed[column], b.norm[r], b.lost[r]};
   }
@@ -339,7 +374,7 @@ class Search {
   void scan(int64_t i, const float* score, const float* peak, int64_t from, int64_t panels, Block& b, int64_t r,
             Workspace& w) const {
     std::vector<Candidate>& candidates = w.candidates[r];
-    const int64_t width = packed_.panels.width;
+    const int64_t width = packed_.width;
     const float* bound = w.bounds.data();
     if (rank_ == 1) {
       int64_t best = 0;
