@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .images import corner_inside, load_noise, load_unit, place_in_image
+from .images import corner_inside, elements_of_program, load_noise, load_unit, place_in_image, sources, strides
 from .philox import BLOCK_QUADS, seed_words
 
 
@@ -49,14 +49,8 @@ def add_noise_kernel(
     COORDINATES: tl.constexpr,
     QUADS: tl.constexpr,
 ):
-    program = tl.program_id(0).to(tl.int64)
-    sample = program // blocks
-    block = program % blocks
-    element = block * QUADS * 4 + tl.arange(0, QUADS * 4)
+    sample, block, element, channel, y, x = elements_of_program(blocks, height, width, QUADS)
     inside = element < noisy
-    x = element % width
-    y = element // width % height
-    channel = element // width // height
     row, column, source = place_in_image(corner, flip, sample, y, x, image_width, CROP, FLIP)
     clean = load_unit(x0 + sample * x0_sample + channel * x0_channel + row * x0_row + source * x0_column, inside)
     offset = sample * noise_sample + channel * noise_channel + y * noise_row + x * noise_column
@@ -92,13 +86,10 @@ def add_noise(
     blocks = triton.cdiv(elements, BLOCK_QUADS * 4)
     low, high = seed_words(seed)
     alpha, sigma = alpha.contiguous(), sigma.contiguous()
-    nothing = alpha  # a pointer that a branch left out never reads
+    pointers, constants = sources(noise, position, corner, flip, alpha)
     add_noise_kernel[(x0.shape[0] * blocks,)](
         x0,
-        nothing if noise is None else noise,
-        nothing if position is None else position,
-        nothing if corner is None else corner,
-        nothing if flip is None else flip.view(torch.uint8),
+        *pointers,
         alpha,
         sigma,
         out,
@@ -112,12 +103,9 @@ def add_noise(
         low,
         high,
         *x0.stride(),
-        *((0, 0, 0, 0) if noise is None else noise.stride()),
+        *strides(noise),
         *out.stride(),
-        PHILOX=noise is None,
-        CROP=corner is not None,
-        FLIP=flip is not None,
         COORDINATES=bool(coordinates),
-        QUADS=BLOCK_QUADS,
+        **constants,
     )
     return result

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .images import corner_inside, load_noise, load_unit, place_in_image
+from .images import corner_inside, elements_of_program, load_noise, load_unit, place_in_image, sources, strides
 from .philox import BLOCK_QUADS, seed_words
 
 
@@ -57,14 +57,8 @@ def denoising_loss_kernel(
     QUADS: tl.constexpr,
 ):
     # 1. where the elements of this block lie
-    program = tl.program_id(0).to(tl.int64)
-    sample = program // blocks
-    block = program % blocks
-    element = block * QUADS * 4 + tl.arange(0, QUADS * 4)
+    sample, block, element, channel, y, x = elements_of_program(blocks, height, width, QUADS)
     inside = element < elements
-    x = element % width
-    y = element // width % height
-    channel = element // width // height
     # 2. the clean image: mirrored, then cut
     row, _column, source = place_in_image(corner, flip, sample, y, x, image_width, CROP, FLIP)
     clean = load_unit(x0 + sample * x0_sample + channel * x0_channel + row * x0_row + source * x0_column, inside)
@@ -102,18 +96,15 @@ def per_sample_loss(
     blocks = triton.cdiv(elements, BLOCK_QUADS * 4)
     partial = torch.empty((samples, blocks), dtype=torch.float32, device=pred.device)
     low, high = seed_words(seed)
-    nothing = a  # a pointer that a branch left out never reads
+    pointers, constants = sources(noise, position, corner, flip, a)  # as there, `a` stands for what is not read
     denoising_loss_kernel[(samples * blocks,)](
         pred,
         x0,
-        nothing if noise is None else noise,
-        nothing if position is None else position,
-        nothing if corner is None else corner,
-        nothing if flip is None else flip.view(torch.uint8),
+        *pointers,
         a,
         b,
-        nothing if gradient_scale is None else gradient_scale,
-        nothing if gradient is None else gradient,
+        a if gradient_scale is None else gradient_scale,
+        a if gradient is None else gradient,
         partial,
         elements,
         height,
@@ -124,12 +115,9 @@ def per_sample_loss(
         high,
         *pred.stride(),
         *x0.stride(),
-        *((0, 0, 0, 0) if noise is None else noise.stride()),
-        *((0, 0, 0, 0) if gradient is None else gradient.stride()),
-        PHILOX=noise is None,
-        CROP=corner is not None,
-        FLIP=flip is not None,
+        *strides(noise),
+        *strides(gradient),
         GRADIENT=gradient is not None,
-        QUADS=BLOCK_QUADS,
+        **constants,
     )
     return (partial.sum(1, dtype=torch.float64) / elements).to(torch.float32)

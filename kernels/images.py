@@ -8,7 +8,16 @@ import torch
 import triton
 import triton.language as tl
 
-from .philox import normals
+from .philox import BLOCK_QUADS, normals
+
+
+@triton.jit
+def elements_of_program(blocks, height, width, QUADS: tl.constexpr):
+    """(sample, its block, the elements of that block, and their channels, rows and columns)."""
+    program = tl.program_id(0).to(tl.int64)
+    block = program % blocks
+    element = block * QUADS * 4 + tl.arange(0, QUADS * 4)
+    return program // blocks, block, element, element // width // height, element // width % height, element % width
 
 
 @triton.jit
@@ -52,3 +61,15 @@ def corner_inside(corner: torch.Tensor | None, x0: torch.Tensor, height: int, wi
     if corner is None:
         return None
     return torch.stack([corner[:, 0].clamp(0, x0.shape[2] - height), corner[:, 1].clamp(0, x0.shape[3] - width)], 1)
+
+
+def sources(noise, position, corner, flip, nothing: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], dict]:
+    """Pointers and constants of a launch; `nothing` stands for a pointer that a branch left out never reads."""
+    flip = None if flip is None else flip.view(torch.uint8)
+    pointers = tuple(nothing if tensor is None else tensor for tensor in (noise, position, corner, flip))
+    constants = {"PHILOX": noise is None, "CROP": corner is not None, "FLIP": flip is not None, "QUADS": BLOCK_QUADS}
+    return pointers, constants
+
+
+def strides(image: torch.Tensor | None) -> tuple[int, ...]:
+    return (0, 0, 0, 0) if image is None else image.stride()

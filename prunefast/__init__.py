@@ -23,7 +23,14 @@ from prunefast.waiting import waiting_briefly
 
 try:
     with waiting_briefly():
-        from prunefast import _native  # type: ignore[attr-defined]  # compiled
+        try:
+            from prunefast import _native  # type: ignore[attr-defined]  # compiled
+        except ImportError as error:
+            # Wheels share torch's OpenMP and bring none: where the system has no libgomp.so.1, torch's must be there first.
+            if "libgomp" not in str(error):
+                raise
+            import torch  # noqa: F401
+            from prunefast import _native  # type: ignore[attr-defined]
 except ImportError as error:
     raise ImportError(
         "prunefast's native module is missing: this is a source tree that was not built. "

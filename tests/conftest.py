@@ -57,6 +57,26 @@ def resnet20_weights() -> Path:
     return _shared_file("cifar_resnet20.safetensors")
 
 
+@pytest.fixture
+def far(tmp_path: Path) -> Callable[[Any], Any]:
+    """Lays a tensor [3, ...] out with its samples 2^30 elements apart, so that the last lies past 2^31: in a sparse
+    file, where only the pages that an operator touches take memory."""
+    import numpy as np
+    import torch
+
+    step = (1 << 30) + 8
+
+    def lay(values: torch.Tensor) -> torch.Tensor:
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.bin"
+        size = (2 * step + values[0].numel()) * values.element_size()
+        flat = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="w+", shape=size)).view(values.dtype)
+        apart = flat.as_strided(values.shape, (step, *values.stride()[1:]))
+        assert apart[2].storage_offset() > 1 << 31
+        return apart.copy_(values)
+
+    return lay
+
+
 @pytest.fixture(autouse=True)
 def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Caches of tests never touch the user's; one cache a session, so that the archive is expanded once."""

@@ -66,6 +66,32 @@ def test_a_source_tree_without_its_native_module_says_so(tmp_path: Path) -> None
     assert "pip install" in last
 
 
+def test_where_the_system_has_no_openmp_torch_brings_it(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "class NoLibgomp:\n"
+        "    def find_spec(name, *_):\n"
+        "        if name == 'prunefast._native' and 'torch' not in sys.modules:\n"
+        "            raise ImportError('libgomp.so.1: cannot open shared object file: No such file or directory')\n"
+        "sys.meta_path.insert(0, NoLibgomp)\n"
+        "import prunefast; print(prunefast._native.has_openmp())"
+    )
+    result = python(code, cwd=tmp_path)
+    assert result.stdout.strip() == "True", result.stderr
+
+
+def test_one_openmp_in_the_process(tmp_path: Path) -> None:
+    """Two would each keep threads that spin while those of the other work."""
+    for first, second in (("torch", "prunefast"), ("prunefast", "torch")):
+        code = (
+            f"import {first}, {second}\n"
+            "paths = {line.split()[-1] for line in open('/proc/self/maps') if 'libgomp' in line}\n"
+            "print(len(paths), *paths)"
+        )
+        result = python(code, cwd=tmp_path)
+        assert result.stdout.split()[0] in ("0", "1"), result.stdout  # none: another compiler's
+
+
 def test_import_leaves_the_environment_alone(tmp_path: Path) -> None:
     code = "import os; before = dict(os.environ); import prunefast; print(dict(os.environ) == before)"
     assert python(code, cwd=tmp_path).stdout.strip() == "True"

@@ -66,4 +66,20 @@ inline prunefast_image_args images(const py::tuple& fields) {
   return args;
 }
 
+// (a, b, weight, gradient scale, labels, reference, classes, loss, per sample, class excess, class count)
+inline prunefast_denoising_loss_args denoising_loss(const py::tuple& image_args, const py::object& pred,
+                                                    const py::object& gradient, const py::tuple& fields) {
+  prunefast_denoising_loss_args args = {};
+  args.images = images(image_args);
+  args.pred = image(pred), args.gradient = image(gradient);
+  const auto at = [&](size_t i) { return fields[i].cast<uintptr_t>(); };
+  args.a = pointer<float>(at(0)), args.b = pointer<float>(at(1));
+  args.weight = pointer<float>(at(2)), args.gradient_scale = pointer<float>(at(3));
+  args.labels = pointer<int64_t>(at(4)), args.reference = pointer<float>(at(5));
+  args.classes = fields[6].cast<int64_t>();
+  args.loss = pointer<float>(at(7)), args.per_sample = pointer<float>(at(8));
+  args.class_excess = pointer<float>(at(9)), args.class_count = pointer<int64_t>(at(10));
+  return args;
+}
+
 }  // namespace prunefast

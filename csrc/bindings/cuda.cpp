@@ -57,29 +57,14 @@ PYBIND11_MODULE(_cuda, m) {
     });
   });
   m.def("denoising_loss_workspace", &prunefast_cuda_denoising_loss_workspace);
-  m.def("denoising_loss",
-        [](const py::tuple& image_args, const py::object& pred, const py::object& gradient, uintptr_t a, uintptr_t b,
-           uintptr_t weight, uintptr_t gradient_scale, uintptr_t labels, uintptr_t reference, int64_t classes,
-           uintptr_t loss, uintptr_t per_sample, uintptr_t excess, uintptr_t count, uintptr_t workspace, int32_t device,
-           uintptr_t stream) {
-          const prunefast_denoising_loss_args args = {images(image_args),
-                                                      image(pred),
-                                                      image(gradient),
-                                                      pointer<float>(a),
-                                                      pointer<float>(b),
-                                                      pointer<float>(weight),
-                                                      pointer<float>(gradient_scale),
-                                                      pointer<int64_t>(labels),
-                                                      pointer<float>(reference),
-                                                      classes,
-                                                      pointer<float>(loss),
-                                                      pointer<float>(per_sample),
-                                                      pointer<float>(excess),
-                                                      pointer<int64_t>(count)};
-          run([&] {
-            return prunefast_cuda_denoising_loss(&args, pointer<void>(workspace), device, pointer<void>(stream));
-          });
-        });
+  m.def("denoising_loss", [](const py::tuple& image_args, const py::object& pred, const py::object& gradient,
+                             const py::args& fields) {  // after those of the core: workspace, device, stream
+    const prunefast_denoising_loss_args args = denoising_loss(image_args, pred, gradient, fields);
+    void* const workspace = pointer<void>(fields[11].cast<uintptr_t>());
+    const int32_t device = fields[12].cast<int32_t>();
+    void* const stream = pointer<void>(fields[13].cast<uintptr_t>());
+    run([&] { return prunefast_cuda_denoising_loss(&args, workspace, device, stream); });
+  });
   m.def("add_noise", [](const py::tuple& image_args, uintptr_t alpha, uintptr_t sigma, const py::object& out,
                         bool coordinates, int32_t device, uintptr_t stream) {
     const prunefast_add_noise_args args = {images(image_args), pointer<float>(alpha), pointer<float>(sigma), image(out),

@@ -105,26 +105,11 @@ PYBIND11_MODULE(_native, m) {
     run([&] { return prunefast_hamming_join(&args); });
     return total;
   });
-  m.def("denoising_loss",
-        [](const py::tuple& image_args, const py::object& pred, const py::object& gradient, uintptr_t a, uintptr_t b,
-           uintptr_t weight, uintptr_t gradient_scale, uintptr_t labels, uintptr_t reference, int64_t classes,
-           uintptr_t loss, uintptr_t per_sample, uintptr_t excess, uintptr_t count) {
-          const prunefast_denoising_loss_args args = {images(image_args),
-                                                      image(pred),
-                                                      image(gradient),
-                                                      pointer<float>(a),
-                                                      pointer<float>(b),
-                                                      pointer<float>(weight),
-                                                      pointer<float>(gradient_scale),
-                                                      pointer<int64_t>(labels),
-                                                      pointer<float>(reference),
-                                                      classes,
-                                                      pointer<float>(loss),
-                                                      pointer<float>(per_sample),
-                                                      pointer<float>(excess),
-                                                      pointer<int64_t>(count)};
-          run([&] { return prunefast_denoising_loss(&args); });
-        });
+  m.def("denoising_loss", [](const py::tuple& image_args, const py::object& pred, const py::object& gradient,
+                             const py::args& fields) {
+    const prunefast_denoising_loss_args args = denoising_loss(image_args, pred, gradient, fields);
+    run([&] { return prunefast_denoising_loss(&args); });
+  });
   m.def("add_noise",
         [](const py::tuple& image_args, uintptr_t alpha, uintptr_t sigma, const py::object& out, bool coordinates) {
           const prunefast_add_noise_args args = {images(image_args), pointer<float>(alpha), pointer<float>(sigma),

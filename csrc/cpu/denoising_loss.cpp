@@ -7,6 +7,9 @@
 namespace prunefast {
 namespace {
 
+constexpr int64_t kCacheLine = 64;
+constexpr int64_t kStreamedBytes = 16 << 20;  // a gradient that large is not in the caches when it is read
+
 int32_t check_labels(const prunefast_denoising_loss_args& args) {
   if (!args.labels) return PRUNEFAST_OK;
   for (int64_t i = 0; i < args.images.samples; ++i) {
@@ -15,6 +18,15 @@ int32_t check_labels(const prunefast_denoising_loss_args& args) {
                   (long long)args.labels[i], (long long)i, (long long)(args.classes - 1));
   }
   return PRUNEFAST_OK;
+}
+
+// Runs begin at multiples of kTile elements of a sample, so that samples on a cache line have aligned runs.
+bool streams(const LossPlan& plan) {
+  const prunefast_image& gradient = plan.gradient;
+  if (!gradient.data || plan.base.layout != Layout::flat) return false;
+  const int64_t sample = gradient.stride[0] * (gradient.dtype == PRUNEFAST_FLOAT32 ? 4 : 2);
+  return sample * plan.base.images.samples >= kStreamedBytes && sample % kCacheLine == 0 &&
+         reinterpret_cast<uintptr_t>(gradient.data) % kCacheLine == 0;
 }
 
 void reduce(const prunefast_denoising_loss_args& args, const std::vector<double>& partial, int64_t per_sample_blocks) {
@@ -53,7 +65,9 @@ int32_t prunefast_denoising_loss(const prunefast_denoising_loss_args* arguments)
       return fail(PRUNEFAST_BAD_ARGUMENT, "%s", "denoising_loss: gradient_scale is needed with gradient");
     if (const int32_t status = check_labels(args)) return status;
 
-    LossPlan plan = {{images, layout_of(images, args.pred, args.gradient), images.channels}, args.pred, args.gradient};
+    LossPlan plan = {{images, layout_of(images, args.pred, args.gradient), images.channels}, args.pred, args.gradient,
+                     false};
+    plan.streamed = streams(plan);
     int64_t units, step;
     chunk_sizes(plan.base, images.channels, &units, &step);
     const int64_t per_sample = (units + step - 1) / step, blocks = images.samples * per_sample;

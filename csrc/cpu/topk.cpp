@@ -11,6 +11,7 @@
 // 4. What is left is decided and reported by direct float64 differences, ties to the smallest index. So the answer is
 //    that of comparing all direct distances, whatever the instruction set, the number of threads, the offset or the
 //    spread of the data.
+// For the nearest of a few rows of y, float32 differences to all of them take the place of 1 to 3 (kernels/few.h).
 //
 // Error bound of a float32 score, u = 2^-24: a dot product of n terms added one after the other onto the start value
 // errs by at most (n + 1) u (|x||y| + |y|^2 / 2) to first order; rounding the centred values adds u (2 |x||y| + |y|^2).
@@ -20,7 +21,8 @@
 // term; it takes subnormals for zero, which n 2^-126 covers, four times over. Sums of integers are exact; their
 // conversion and two scales round three times.
 // A float32 sum of squared differences errs by at most (n + 3) u of itself, whatever the order of its terms, so that
-// (|x|^2 - |x - y|^2) / 2 bounds a score to about (n + 8) u |x|^2, far closer than int8 does.
+// (|x|^2 - |x - y|^2) / 2 bounds a score to about (n + 8) u |x|^2, far closer than int8 does. Among a few rows of y the
+// truly nearest has one of at most (1 + (n + 8) u) / (1 - (n + 8) u) times the least, and what underflow may add.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -28,6 +30,7 @@
 #include <limits>
 #include <vector>
 
+#include "aligned.h"
 #include "kernels/table.h"
 #include "parallel.h"
 #include "status.h"
@@ -35,13 +38,14 @@
 namespace prunefast {
 namespace {
 
-constexpr int64_t kRows = 48;            // rows of x in a block: a panel in the cache is used that often
+constexpr int64_t kRows = kBlockRows;
 constexpr int64_t kBlocks = 8;           // blocks in a row that a thread takes, the next fetched while one is worked on,
 constexpr int64_t kTasks = 16;           // where that leaves each thread so many turns
 constexpr int64_t kChunkColumns = 1024;  // scores of a block at a time: 48 x 1024 floats = 192 KB
 constexpr double kNormLimit = 1e18;      // above it a product may overflow float32: such data is compared directly
 constexpr int64_t kProbedRows = 12;      // rows that decide whether a format tells enough apart
-constexpr int64_t kUncertified = 8;      // candidates beyond k when nothing is to be proven
+constexpr int64_t kSpare = 8;            // candidates beyond k: usual ones, and all that uncertified search looks at
+constexpr int64_t kFewOthers = 24;       // rows of y that are compared with every row of x
 constexpr int64_t kGroupedK = kScoreGroups / 2;  // up to this k the group maxima give a useful first threshold
 constexpr int64_t kSummedValues = 1 << 21;       // rows that are assigned, then summed while the caches hold them: 8 MB
 constexpr int64_t kMeanColumns = 64;             // columns of one block of the mean: four cache lines of a row
@@ -49,15 +53,18 @@ constexpr int64_t kMeanColumns = 64;             // columns of one block of the 
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
 struct Packed {
+  std::vector<float> few;  // [columns][others]: y has so few rows that nothing is screened; else empty
+  FewBound few_bound = {};
   const Screening* format = nullptr;
   std::vector<float> start, scale, mean;
   std::vector<int32_t> offset;
-  std::vector<uint32_t> values;
+  Aligned<uint32_t> values;
   // Error bound of a score: gain |x| + lost |what packing took from x| + fixed; a value a row of y, and their maxima a
   // panel.
   std::vector<float> gain, lost, fixed, panel_gain, panel_lost, panel_fixed;
   Panels panels = {};
-  int64_t row_words = 0, padded = 0;
+  bool turned = false;  // panels are those of turned_scores
+  int64_t row_words = 0, padded = 0, width = 0;  // padded to panels of `width` rows that share a bound
   std::atomic<bool> direct{false};  // nothing to screen out (every row is an answer), or values too large for it
 };
 
@@ -77,6 +84,19 @@ bool every_row_answers(const prunefast_topk_args& args) {
   return args.others - (args.exclude_self ? 1 : 0) <= args.k || rounding_unit(args.columns) > 0.01;
 }
 
+bool few_rows(const prunefast_topk_args& args) {
+  return args.others <= kFewOthers && args.k == 1 && !args.inner && !args.exclude_self &&
+         rounding_unit(args.columns) <= 0.01;
+}
+
+void turn_few(const prunefast_topk_args& args, Packed& packed) {
+  packed.few.resize(static_cast<size_t>(args.columns * args.others));
+  for (int64_t j = 0; j < args.others; ++j)
+    for (int64_t d = 0; d < args.columns; ++d) packed.few[d * args.others + j] = args.y[j * args.y_row_stride + d];
+  const double unit = rounding_unit(args.columns);  // 2^-21 more for the rounding of the limit itself
+  packed.few_bound = {round_up((1 + unit) / (1 - unit) * (1 + 0x1p-21)), round_up(4 * underflow_of(args.columns))};
+}
+
 // Float64 sums of the rows in their order, whatever the number of threads.
 std::vector<float> mean_of(const prunefast_topk_args& args, const Kernels& set) {
   std::vector<float> mean(args.columns, 0.0f);
@@ -94,7 +114,7 @@ std::vector<float> mean_of(const prunefast_topk_args& args, const Kernels& set) 
 // One row of y into its panel, and its bound.
 void pack_row(const prunefast_topk_args& args, const Kernels& set, int64_t j, float* row, uint32_t* words,
               Packed& packed) {
-  const double unit = args.certify ? rounding_unit(args.columns) : 0.0;
+  const double unit = rounding_unit(args.columns);
   const float* y = args.y + j * args.y_row_stride;
   const double squared = set.centre(y, packed.mean.data(), args.columns, row);
   if (!(squared < kNormLimit * kNormLimit)) packed.direct.store(true);
@@ -104,9 +124,8 @@ void pack_row(const prunefast_topk_args& args, const Kernels& set, int64_t j, fl
   packed.scale[j] = about.scale;
   packed.offset[j] = about.offset;
   const int64_t width = packed.panels.width, count = packed.panels.words;
-  uint32_t* target = packed.values.data() + j / width * width * count + j % width;
+  uint32_t* target = packed.values.get() + j / width * width * count + j % width;
   for (int64_t word = 0; word < count; ++word) target[word * width] = words[word];
-  if (!args.certify) return;
   packed.fixed[j] = round_up(unit * half + underflow_of(args.columns));
   if (packed.format->exact) {
     packed.gain[j] = round_up(unit * norm);
@@ -127,11 +146,15 @@ void pack(const prunefast_topk_args& args, const Kernels& set, const Screening& 
   const int64_t width = registers * set.vector, words = (columns + format.per_word - 1) / format.per_word;
   packed.padded = (others + width - 1) / width * width;
   packed.row_words = (columns + kPackedColumns - 1) / kPackedColumns * kPackedColumns / format.per_word;
-  packed.values.assign(packed.padded * words, 0);
+  packed.width = width;
+  packed.turned = args.k == 1 && others <= kTurnedMost;
+  packed.values = aligned<uint32_t>(packed.padded * words);
+  std::fill_n(packed.values.get(), packed.padded * words, 0u);
   packed.start.assign(packed.padded, kLowest);
   packed.offset.assign(packed.padded, 0);
   for (auto* value : {&packed.scale, &packed.gain, &packed.lost, &packed.fixed}) value->assign(packed.padded, 0.0f);
-  packed.panels = {packed.values.data(), packed.start.data(), packed.scale.data(), packed.offset.data(), words, width};
+  packed.panels = {packed.values.get(), packed.start.data(), packed.scale.data(), packed.offset.data(), words,
+                   packed.turned ? set.turned_others : width};
   const int64_t panels = packed.padded / width;
   const int threads = threads_for(args.threads, panels);
   std::vector<std::vector<float>> row(threads, std::vector<float>(columns));
@@ -166,8 +189,9 @@ struct Neighbour {
 
 // What one thread needs; allocated before the threads start.
 struct alignas(128) Workspace {  // one a thread: none writes into a cache line of the next
-  std::vector<float> scores, peaks, bounds, values, groups;
-  std::vector<uint32_t> words;
+  std::vector<float> row, peaks, bounds, values, groups;
+  Aligned<float> scores, room;
+  Aligned<uint32_t> words, turned;
   std::vector<int32_t> hits;
   std::vector<std::vector<Candidate>> candidates;
   std::vector<Neighbour> neighbours;
@@ -196,21 +220,27 @@ class Search {
       : args_(args),
         set_(set),
         packed_(packed),
-        rank_(args.k + (args.certify ? 0 : kUncertified)),
+        rank_(args.k),
+        few_(!packed.few.empty()),
         direct_(packed.direct.load()),
-        settles_(rank_ == 1 && !direct_),
-        refines_(!direct_ && args.certify && !args.inner && !packed.format->exact),
+        settles_(rank_ == 1 && (few_ || !direct_)),
+        refines_(!direct_ && !args.inner && !packed.format->exact),
         norm_rounding_(0x1p-23f * static_cast<float>(args.columns + 16)),
-        chunk_panels_(direct_ ? 0 : std::max<int64_t>(1, kChunkColumns / packed.panels.width)) {}
+        chunk_panels_(direct_ ? 0 : std::max<int64_t>(1, kChunkColumns / packed.width)) {}
 
   Workspace workspace() const {
     Workspace w;
+    if (few_) w.room = aligned<float>(set_.vector * (args_.columns + args_.others));
     if (direct_) return w;
-    w.words.resize(kRows * packed_.row_words);
-    w.scores.resize(kRows * chunk_panels_ * packed_.panels.width);
+    w.words = aligned<uint32_t>(kRows * packed_.row_words);
+    w.scores = aligned<float>(kRows * chunk_panels_ * packed_.width);
     w.peaks.resize(kRows * chunk_panels_);
     w.bounds.resize(chunk_panels_);
-    w.hits.resize(packed_.panels.width);
+    w.hits.resize(packed_.width);
+    if (packed_.turned) {
+      w.turned = aligned<uint32_t>(kRows * packed_.row_words);
+      w.row.assign(packed_.padded, kLowest);
+    }
     w.candidates.resize(kRows);
     return w;
   }
@@ -218,7 +248,11 @@ class Search {
   // False: a value of x is not finite.
   bool rows(int64_t first, int64_t last, Workspace& w) const {
     Block b;
-    if (!direct_) screen(first, last, b, w);
+    if (few_)
+      set_.few_finalists(args_.x + first * args_.x_row_stride, args_.x_row_stride, last - first, packed_.few.data(),
+                         args_.others, args_.columns, &packed_.few_bound, w.room.get(), b.finalists);
+    else if (!direct_)
+      screen(first, last, b, w);
     if (settles_)
       set_.decide(args_.x + first * args_.x_row_stride, args_.x_row_stride, last - first, args_.y, args_.y_row_stride,
                   args_.columns, args_.inner, b.finalists, args_.index + first, args_.distance + first);
@@ -240,7 +274,7 @@ class Search {
   // Whether few rows of y become candidates of rows spread over x. A candidate costs as much as the scores of dozens of
   // rows of y, so that the next format, half as fast, is worth it beyond that.
   bool tells_apart(Workspace& w) const {
-    const int64_t probed = std::min(args_.rows, kProbedRows), limit = 2 * rank_ + kUncertified + args_.others / 32;
+    const int64_t probed = std::min(args_.rows, kProbedRows), limit = 2 * rank_ + kSpare + args_.others / 32;
     for (int64_t i = 0; i < probed; ++i) {
       Block b;
       const int64_t row = i * args_.rows / probed;
@@ -252,10 +286,10 @@ class Search {
  private:
   void screen(int64_t first, int64_t last, Block& b, Workspace& w) const {
     const Screening& format = *packed_.format;
-    const int64_t count = last - first, width = packed_.panels.width, panels = packed_.padded / width;
+    const int64_t count = last - first, width = packed_.width, panels = packed_.padded / width;
     const int64_t words = packed_.row_words, stride = chunk_panels_ * width;
     format.pack_rows(args_.x + first * args_.x_row_stride, args_.x_row_stride, count, packed_.mean.data(),
-                     args_.columns, w.words.data(), words, b.about);
+                     args_.columns, w.words.get(), words, b.about);
     for (int64_t r = 0; r < count; ++r) {
       b.scale[r] = b.about[r].scale;
       b.norm[r] = std::sqrt(b.about[r].squared * (1 + norm_rounding_) + 0x1p-126f);
@@ -264,11 +298,12 @@ class Search {
       b.finalists[r].count = 0;
     }
     for (int64_t r = 0; r < count; ++r) w.candidates[r].clear();
+    if (packed_.turned) return settle(first, count, b, w);
     for (int64_t from = 0; from < panels; from += chunk_panels_) {
       const int64_t to = std::min(from + chunk_panels_, panels);
-      float* scores = w.scores.data();
+      float* scores = w.scores.get();
       float* peaks = w.peaks.data();
-      format.scores(w.words.data(), b.scale, count, words, &packed_.panels, from, to, scores, stride, peaks,
+      format.scores(w.words.get(), b.scale, count, words, &packed_.panels, from, to, scores, stride, peaks,
                     chunk_panels_);
       for (int64_t r = 0; args_.exclude_self && r < count; ++r) {
         const int64_t own = first + r - from * width;
@@ -278,7 +313,7 @@ class Search {
         peaks[r * chunk_panels_ + own / width] = *std::max_element(panel, panel + width);
       }
       if (settles_ && panels <= chunk_panels_) {
-        const ScoreBounds most = {packed_.panel_gain.data(), packed_.panel_lost.data(), packed_.panel_fixed.data(), 0, 0};
+        const ScoreBounds most = panel_bounds();
         set_.finalists(scores, stride, peaks, chunk_panels_, count, panels, width, &most, b.norm, b.lost, b.finalists);
       }
       for (int64_t r = 0; r < count; ++r) {
@@ -289,6 +324,27 @@ class Search {
         tighten(first + r, b, r, to < panels, w);
         if (settles_ && to == panels) b.finalists[r] = few_of(w.candidates[r]);
       }
+    }
+  }
+
+  // The nearest by turned scores. Rows of x of which the bounds leave more than a few are looked at as others are.
+  void settle(int64_t first, int64_t count, Block& b, Workspace& w) const {
+    const int64_t width = packed_.width, panels = packed_.padded / width;
+    float* scores = w.scores.get();
+    packed_.format->turned_scores(w.words.get(), b.scale, count, packed_.row_words, &packed_.panels, args_.others,
+                                  w.turned.get(), scores);
+    for (int64_t r = 0; args_.exclude_self && r < count; ++r) scores[(first + r) * kRows + r] = kLowest;
+    const ScoreBounds most = panel_bounds();
+    set_.turned_finalists(scores, args_.others, count, width, &most, b.norm, b.lost, b.finalists);
+    for (int64_t r = 0; r < count; ++r) {
+      if (!b.screened(r)) b.finalists[r].count = 0;
+      if (b.finalists[r].count || !b.screened(r)) continue;
+      for (int64_t j = 0; j < args_.others; ++j) w.row[j] = scores[j * kRows + r];
+      for (int64_t p = 0; p < panels; ++p) w.peaks[p] = *std::max_element(&w.row[p * width], &w.row[p * width] + width);
+      bounds(b, r, 0, panels, w);
+      scan(first + r, w.row.data(), w.peaks.data(), 0, panels, b, r, w);
+      tighten(first + r, b, r, false, w);
+      b.finalists[r] = few_of(w.candidates[r]);
     }
   }
 
@@ -306,6 +362,10 @@ class Search {
     for (int64_t p = 0; p < panels; ++p) w.bounds[p] = gain[p] * b.norm[r] + (lost[p] * b.lost[r] + fixed[p]);
   }
 
+  ScoreBounds panel_bounds() const {
+    return {packed_.panel_gain.data(), packed_.panel_lost.data(), packed_.panel_fixed.data(), 0, 0};
+  }
+
   ScoreBounds own_bounds(const Block& b, int64_t r, int64_t column) const {
     return {&packed_.gain[column], &packed_.lost[column], &packed_.fixed[column], b.norm[r], b.lost[r]};
   }
@@ -314,7 +374,7 @@ class Search {
   void scan(int64_t i, const float* score, const float* peak, int64_t from, int64_t panels, Block& b, int64_t r,
             Workspace& w) const {
     std::vector<Candidate>& candidates = w.candidates[r];
-    const int64_t width = packed_.panels.width;
+    const int64_t width = packed_.width;
     const float* bound = w.bounds.data();
     if (rank_ == 1) {
       int64_t best = 0;
@@ -377,6 +437,11 @@ class Search {
     candidates.erase(
         std::remove_if(candidates.begin(), candidates.end(), [=](const Candidate& c) { return c.upper < limit; }),
         candidates.end());
+    const int64_t most = rank_ + kSpare;
+    if (args_.certify || static_cast<int64_t>(candidates.size()) <= most) return;
+    std::nth_element(candidates.begin(), candidates.begin() + most, candidates.end(),
+                     [](const Candidate& a, const Candidate& b) { return a.upper > b.upper; });
+    candidates.resize(static_cast<size_t>(most));
   }
 
   // The score is (|x|^2 - |x - y|^2) / 2, both centred.
@@ -412,7 +477,7 @@ class Search {
   const Kernels& set_;
   const Packed& packed_;
   const int64_t rank_;
-  const bool direct_, settles_, refines_;
+  const bool few_, direct_, settles_, refines_;
   const float norm_rounding_;  // relative, of a squared norm added up in float32
   const int64_t chunk_panels_;
 };
@@ -420,12 +485,11 @@ class Search {
 // Packs y in the fastest format that tells its rows apart; where none of the coarse ones does (rows of y closer to each
 // other than its steps), float32 screens. The result is the same.
 void choose(const prunefast_topk_args& args, const Kernels& set, Packed& packed) {
-  packed.direct.store(every_row_answers(args));
-  if (packed.direct.load() || !args.rows) return;
+  if (few_rows(args)) turn_few(args, packed);
+  packed.direct.store(few_rows(args) || every_row_answers(args));
+  if (packed.direct.load()) return;
   packed.mean = mean_of(args, set);
   const Screening* const* format = screenings();
-  if (!args.certify)  // nothing mends what a coarse format misses: the finest of them
-    while (format[1] && !format[1]->exact) ++format;
   for (; *format; ++format) {
     if (args.columns > (*format)->most_columns || args.others < (*format)->least_others) continue;
     pack(args, set, **format, packed);

@@ -157,6 +157,27 @@ def test_loss_of_operands_without_a_common_order():
     assert one[1][0] == plain[1][0]
 
 
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("last", [False, True])
+def test_offsets_past_2_to_the_31(far, cut, last):
+    pred, x0, noise, (a, b, scale, *_), corner, flip = images(
+        (3, 2, 5, 7), (9, 8) if cut else (5, 7), torch.float32, torch.float32, last
+    )
+    crop = (corner, flip) if cut else (None, None)
+    results = []
+    for place in (lambda values: values, far):
+        loss = (place(pred), place(x0), place(noise), 0, None, a, b, None, None, 0, None, *crop, scale)
+        mixed = (place(x0), a, b, place(noise), 0, None, crop[0], 5, 7, crop[1], False, torch.float32, last)
+        results.append((*cuda.denoising_loss(*loss), cuda.add_noise(*mixed)))
+    for near, apart in zip(*results, strict=True):
+        assert torch.equal(near, apart)
+
+
+def test_class_sums_past_2_to_the_31(far):
+    x, labels = torch.randn(3, 65, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 0, 1])
+    assert torch.equal(cuda.class_sums(far(x), labels, 2)[0], cuda.class_sums(x, labels, 2)[0])
+
+
 def test_boxes_outside_are_moved_inside():
     pred, x0, noise, (a, b, *_), corner, _ = images((3, 2, 5, 7), (9, 8), torch.float32, torch.uint8, False)
     corner[:] = torch.tensor([[-4, 0], [100, 1], [2, 2**40]])

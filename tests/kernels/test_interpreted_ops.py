@@ -18,6 +18,17 @@ def version(module):
     return tuple(int(part) for part in module.__version__.split(".")[:2])
 
 
+# Samples 2^30 elements apart, the last of three past 2^31: in a sparse file, of which only touched pages take memory.
+FAR = """
+import tempfile
+import numpy as np, torch
+def far(values):
+    step = (1 << 30) + 8
+    size = (2 * step + values[0].numel()) * values.element_size()
+    flat = torch.from_numpy(np.memmap(tempfile.TemporaryFile(), dtype=np.uint8, mode="w+", shape=size))
+    return flat.view(values.dtype).as_strided(values.shape, (step, *values.stride()[1:])).copy_(values)
+"""
+
 SEARCH = """
 import torch
 from prunefast.kernels import mahalanobis, nearest, topk
@@ -28,6 +39,7 @@ normal = lambda *shape: torch.randn(*shape, generator=g)
 small = lambda *shape: torch.randint(0, 3, shape, generator=g).float()
 # 64 rows are a tile; where every row stays unproven each takes a pass over y, so that few rows show as much
 z, ties = normal(70, 65), small(66, 4)
+three = normal(3, 37)
 wide = normal(20, 90)[:, 3:40]
 CASES = {
     "plain": (normal(70, 37), normal(150, 37)),
@@ -43,6 +55,8 @@ CASES = {
     "column": (normal(17, 1), normal(13, 1)),
     "one": (normal(17, 3), normal(1, 3)),
     "equal": (torch.ones(5, 3), torch.ones(9, 3)),
+    "far": (far(three), normal(13, 37)),
+    "others far": (normal(13, 37), far(three)),
 }
 for name, (x, y) in CASES.items():
     for inner in (False, True):
@@ -84,6 +98,7 @@ for shape, values in (("plain", x), ("wide", x.double()), ("strided", torch.cat(
 IMAGES = """
 import torch
 from prunefast.kernels.add_noise import add_noise
+from prunefast.kernels.denoising_loss import per_sample_loss
 from prunefast.kernels.group_norm_silu import group_norm_silu, group_norm_silu_backward
 from prunefast.ops import native
 
@@ -107,6 +122,14 @@ for shape, image in (((2, 3, 8, 8), (8, 8)), ((3, 2, 5, 7), (9, 8)), ((2, 1, 1, 
 flat = (torch.randn(3, 11, generator=g), *torch.randn(2, 3, generator=g), torch.randn(3, 11, generator=g), 0, None)
 flat += (None, 1, 1, None, False, torch.float32, False)
 print("noise", torch.allclose(add_noise(*flat), native.add_noise(*flat), atol=1e-6))
+pred, x0, noise = (torch.randn(3, 2, 5, 7, generator=g) for _ in range(3))
+a, b = torch.randn(2, 3, generator=g)
+mixed = [add_noise(x, a, b, z, 0, None, None, 5, 7, None, False, torch.float32, False) for x, z in ((x0, noise), (far(x0), far(noise)))]
+print("far", torch.equal(*mixed))
+written = torch.empty_like(pred), far(torch.zeros_like(pred))
+sums = [per_sample_loss(*images, 0, None, a, b, None, None, out, b) for images, out in (((pred, x0, noise), written[0]), ((far(pred), far(x0), far(noise)), written[1]))]
+print("far", torch.equal(*sums))
+print("far", torch.equal(*written))
 
 for shape in ((3, 16, 5, 4), (2, 72, 9, 17), (2, 24, 1, 1)):
     for dtype in (torch.float32, torch.bfloat16):
@@ -153,12 +176,12 @@ def lines_of(script):
     reason="Triton 3.6's interpreter cannot loop to a run-time bound with NumPy 2.4",
 )
 def test_distances():
-    lines = lines_of(SEARCH)
-    assert len(lines) == 13 * 4 + 4 + 1 + 8
+    lines = lines_of(FAR + SEARCH)
+    assert len(lines) == 15 * 4 + 4 + 1 + 8
     assert [line for line in lines if not line.endswith("True")] == []
 
 
 def test_noising_and_norm():
-    lines = lines_of(IMAGES)
-    assert len(lines) == 3 * 3 * 16 + 1 + 3 * 2 * 4 * 6
+    lines = lines_of(FAR + IMAGES)
+    assert len(lines) == 3 * 3 * 16 + 1 + 3 + 3 * 2 * 4 * 6
     assert [line for line in lines if not line.endswith("True")] == []

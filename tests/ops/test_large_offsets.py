@@ -1,30 +1,12 @@
-"""Offsets past 2^31 elements, in a sparse file: only the pages that an operator touches take memory."""
+"""Offsets past 2^31 elements; the kernels for GPUs have theirs in tests/kernels."""
 
-import numpy as np
 import pytest
 import torch
 
 from prunefast import ops
 from prunefast.ops import native
 
-SAMPLES, FAR = 3, (1 << 30) + 8  # elements from sample to sample: the third begins past 2^31
-
-
-@pytest.fixture
-def far(tmp_path):
-    """Values [3, ...] laid out with their samples FAR elements apart."""
-
-    def lay(values):
-        size = values[0].numel()
-        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.bin"
-        file = np.memmap(path, dtype=np.uint8, mode="w+", shape=(2 * FAR + size) * values.element_size())
-        flat = torch.from_numpy(file).view(values.dtype)
-        apart = flat.as_strided(values.shape, (FAR, *values.stride()[1:]))
-        apart.copy_(values)
-        assert apart[2].storage_offset() > 1 << 31
-        return apart
-
-    return lay
+SAMPLES = 3
 
 
 def random(*shape):

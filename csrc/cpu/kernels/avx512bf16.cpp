@@ -13,10 +13,14 @@ struct Int8 {
   static constexpr bool kScaled = true;
   typedef vi Sum;
   static vi begin(const Panels& panels, int64_t at) { return (vi)_mm512_loadu_si512(panels.offset + at); }
+  static vi begin_one(const Panels& panels, int64_t at) { return vi{} + panels.offset[at]; }
   static vi multiply_add(vu x, vu y, vi sum) {
     return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)y);
   }
   static vf finish(vi sum, const Panels& panels, int64_t at, vf scale) { return Int16::finish(sum, panels, at, scale); }
+  static vf finish_one(vi sum, const Panels& panels, int64_t at, vf scale) {
+    return Int16::finish_one(sum, panels, at, scale);
+  }
 
   static PackedRow pack(const float* x, const float* mean, int64_t columns, bool other, uint32_t* out) {
     const Extent e = extent(x, mean, columns);
@@ -30,11 +34,13 @@ struct Int8 {
 struct Bfloat16 {
   static constexpr bool kScaled = false;
   typedef vf Sum;
-  static vf begin(const Panels& panels, int64_t at) { return load(panels.start + at); }
+  static vf begin(const Panels& panels, int64_t at) { return Float32::begin(panels, at); }
+  static vf begin_one(const Panels& panels, int64_t at) { return Float32::begin_one(panels, at); }
   static vf multiply_add(vu x, vu y, vf sum) {
     return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
   }
   static vf finish(vf sum, const Panels&, int64_t, vf) { return sum; }
+  static vf finish_one(vf sum, const Panels&, int64_t, vf) { return sum; }
 
   static PackedRow pack(const float* x, const float* mean, int64_t columns, bool, uint32_t* out) {
     vf square = {}, lost = {};
@@ -54,9 +60,10 @@ struct Bfloat16 {
   }
 };
 
-constexpr Screening int8_screening = {4, false, 1 << 16, 256, Int8::pack, pack_rows<Int8>, scores<Int8>};
+constexpr Screening int8_screening = {4, false, 1 << 16, 256, Int8::pack, pack_rows<Int8>, scores<Int8>,
+                                      turned_scores<Int8>};
 constexpr Screening bfloat16_screening = {2, false, kAnyColumns, 17, Bfloat16::pack, pack_rows<Bfloat16>,
-                                          scores<Bfloat16>};
+                                          scores<Bfloat16>, turned_scores<Bfloat16>};
 
 }  // namespace
 

@@ -37,6 +37,44 @@ inline uint16_t to_float16(float value) {
 
 inline float from_uint8(uint8_t x) { return (float)(2 * (int32_t)x - 255) / 255.0f; }  // x / 127.5 - 1, rounded once
 
+// The same a register at a time, bfloat16 as uint16_t. Streamed: past the caches; the address is aligned to what is written.
+typedef uint16_t vh __attribute__((vector_size(kVector * 2)));
+
+inline float widen_one(float value) { return value; }
+inline float widen_one(uint16_t value) { return from_bfloat16(value); }
+inline void narrow_one(float value, float* p) { *p = value; }
+inline void narrow_one(float value, uint16_t* p) { *p = to_bfloat16(value); }
+
+inline vf widen(const float* p) { return load(p); }
+inline vf widen(const uint16_t* p) {
+  vh half;
+  memcpy(&half, p, sizeof half);
+  return (vf)(__builtin_convertvector(half, vu) << 16);
+}
+
+template <bool Streamed>
+inline void narrow(vf value, float* p) {
+#if defined(__AVX512F__)
+  if (Streamed) return _mm512_stream_ps(p, (__m512)value);
+#elif defined(__AVX2__)
+  if (Streamed) return _mm256_stream_ps(p, (__m256)value);
+#endif
+  store(p, value);
+}
+
+template <bool Streamed>
+inline void narrow(vf value, uint16_t* p) {
+  const vu bits = (vu)value;
+  const vu rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16, quiet = (bits >> 16) | 0x40u;
+  const vh half = __builtin_convertvector((vi)(bits & 0x7FFFFFFFu) > 0x7F800000 ? quiet : rounded, vh);
+#if defined(__AVX512F__)
+  if (Streamed) return _mm256_stream_si256((__m256i*)p, (__m256i)half);
+#elif defined(__AVX2__)
+  if (Streamed) return _mm_stream_si128((__m128i*)p, (__m128i)half);
+#endif
+  store(p, half);
+}
+
 template <typename T, typename Convert>
 inline void load_run(float* tile, const T* p, int64_t stride, int64_t count, Convert convert) {
   if (stride == 1) {

@@ -62,6 +62,61 @@ void finalists(const float* score, int64_t score_stride, const float* peak, int6
   }
 }
 
+// Which rows of y reached a lane, found one after the other: how many and the last of them, enough where there is one,
+// and for the other lanes a bit each and a summary of every kReachedRun.
+struct Reached {
+  static constexpr int64_t kReachedRun = 16;
+  vi count = {}, last = {};
+  uint16_t bits[kTurnedMost];
+  uint32_t runs[(kTurnedMost + kReachedRun - 1) / kReachedRun];
+
+  void add(vf value, vf limit, int64_t j) {
+    const vi reached = value >= limit;
+    count -= reached;
+    last = reached ? vi{} + (int32_t)j : last;
+    const uint32_t mine = reaches(value, limit), before = j % kReachedRun ? runs[j / kReachedRun] : 0;
+    bits[j] = (uint16_t)mine;
+    runs[j / kReachedRun] = before | mine;
+  }
+
+  void list(int64_t lanes, int64_t others, Finalists* out) const {
+    int32_t counts[kVector], lasts[kVector];
+    store(counts, count);
+    store(lasts, last);
+    for (int64_t r = 0; r < lanes; ++r) {
+      out[r].count = counts[r] <= kFinalists ? counts[r] : 0;
+      out[r].column[0] = lasts[r];
+      if (out[r].count < 2) continue;
+      int32_t found = 0;
+      for (int64_t run = 0; run < others; run += kReachedRun) {
+        if (!(runs[run / kReachedRun] >> r & 1)) continue;
+        for (int64_t j = run; j < run + kReachedRun && found < out[r].count; ++j)
+          if (bits[j] >> r & 1) out[r].column[found++] = (int32_t)j;
+      }
+    }
+  }
+};
+
+void turned_finalists(const float* score, int64_t others, int64_t rows, int64_t width, const ScoreBounds* panels,
+               const float* norm, const float* rest, Finalists* out) {
+  for (int64_t first = 0; first < rows; first += kVector) {
+    const float* mine = score + first;
+    vf bound[(kTurnedMost + kVector - 1) / kVector], limit = splat(-__builtin_inff());
+    for (int64_t j = 0, p = 0; j < others; j += width, ++p) {
+      bound[p] = splat(panels->gain[p]) * load(norm + first) +
+                 (splat(panels->lost[p]) * load(rest + first) + splat(panels->fixed[p]));
+      vf peak = splat(-__builtin_inff());
+      for (int64_t i = j; i < j + width && i < others; ++i) peak = maximum(load(mine + i * kBlockRows), peak);
+      limit = maximum(peak - bound[p], limit);
+    }
+    Reached reached;
+    for (int64_t j = 0, p = 0; j < others; j += width, ++p)
+      for (int64_t i = j; i < j + width && i < others; ++i)
+        reached.add(load(mine + i * kBlockRows) + bound[p], limit, i);
+    reached.list(rows - first < kVector ? rows - first : kVector, others, out + first);
+  }
+}
+
 int64_t collect(const float* score, int64_t width, const ScoreBounds* bounds, float threshold, int32_t* hits) {
   int64_t found = 0;
   const vf limit = splat(threshold);
@@ -121,9 +176,9 @@ inline double total(const vd (&sum)[16 / kDoubles]) {
 }
 
 template <typename Term>
-inline double direct(const float* x, const float* y, int64_t columns, Term term) {
+__attribute__((always_inline)) inline double direct(const float* x, const float* y, int64_t columns, Term term) {
   vd sum[16 / kDoubles] = {};
-  const auto add = [&](const float* a, const float* b) {
+  const auto add = [&](const float* a, const float* b) __attribute__((always_inline)) {
 #pragma GCC unroll 8
     for (int part = 0; part < 16 / kDoubles; ++part)
       sum[part] += term(load_wide(a + part * kDoubles), load_wide(b + part * kDoubles));

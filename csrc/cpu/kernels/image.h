@@ -84,36 +84,69 @@ inline const float* load_noise(float* tile, const ImagePlan& plan, int64_t sampl
 }
 
 // Sum of squared differences of a tile in sixteen float lanes of at most 64 terms, folded in float64: the same order
-// everywhere.
-inline double tile_loss(const float* pred, const float* clean, const float* noise, float* out, int64_t count, float a,
-                        float b, float scale) {
-  float lanes[16] = {0};
+// everywhere. The scaled differences are written in the type of `pred`: float32, or bfloat16 as uint16_t.
+template <typename T, bool Streamed>
+inline double tile_loss(const T* pred, const float* clean, const float* noise, T* out, int64_t count, float a, float b,
+                        float scale) {
+  constexpr int parts = 16 / kVector;
+  vf sum[parts] = {};
   int64_t i = 0;
   for (; i + 16 <= count; i += 16) {
-    for (int lane = 0; lane < 16; ++lane) {
-      const float difference = pred[i + lane] - (a * clean[i + lane] + b * noise[i + lane]);
-      lanes[lane] += difference * difference;
-      out[i + lane] = difference * scale;
+#pragma GCC unroll 4
+    for (int part = 0; part < parts; ++part) {
+      const int64_t at = i + part * kVector;
+      __builtin_prefetch(clean + at + kTile, 0, 3);
+      __builtin_prefetch(noise + at + kTile, 0, 3);
+      const vf difference = widen(pred + at) - (splat(a) * load(clean + at) + splat(b) * load(noise + at));
+      sum[part] += difference * difference;
+      narrow<Streamed>(difference * splat(scale), out + at);
     }
   }
+  float lanes[16];
+  memcpy(lanes, sum, sizeof lanes);
   for (int lane = 0; i < count; ++i, ++lane) {
-    const float difference = pred[i] - (a * clean[i] + b * noise[i]);
+    const float difference = widen_one(pred[i]) - (a * clean[i] + b * noise[i]);
     lanes[lane] += difference * difference;
-    out[i] = difference * scale;
+    narrow_one(difference * scale, out + i);
   }
+  double total = 0;
+  for (int lane = 0; lane < 16; ++lane) total += (double)lanes[lane];
+  return total;
+}
+
+// Prediction and gradient lie dense in one type that needs no tile.
+template <typename T, bool Streamed>
+double dense_loss_chunk(const LossPlan* plan, int64_t sample, int64_t begin, int64_t end, float a, float b, float scale) {
+  Tile clean, noise, unused;
   double sum = 0;
-  for (int lane = 0; lane < 16; ++lane) sum += (double)lanes[lane];
+  each_run(plan->base, plan->base.images.channels, begin, end, [&](const Run& run) {
+    const T* predicted = (const T*)plan->pred.data + offset_of(plan->base, plan->pred, sample, run);
+    T* gradient = (T*)unused.data;
+    if (plan->gradient.data)
+      gradient = (T*)plan->gradient.data + offset_of(plan->base, plan->gradient, sample, run);
+    const float* data = load_clean(clean.data, plan->base, sample, run);
+    const float* values = load_noise(noise.data, plan->base, sample, run);
+    sum += tile_loss<T, Streamed>(predicted, data, values, gradient, run.count, a, b, scale);
+  });
   return sum;
 }
 
 double loss_chunk(const LossPlan* plan, int64_t sample, int64_t begin, int64_t end, float a, float b, float scale) {
+  const int32_t dtype = plan->pred.dtype;
+  const bool same = !plan->gradient.data || plan->gradient.dtype == dtype;
+  if (plan->base.layout == Layout::flat && same && dtype != PRUNEFAST_FLOAT16) {
+    const auto chunk = dtype == PRUNEFAST_FLOAT32
+                           ? (plan->streamed ? dense_loss_chunk<float, true> : dense_loss_chunk<float, false>)
+                           : (plan->streamed ? dense_loss_chunk<uint16_t, true> : dense_loss_chunk<uint16_t, false>);
+    return chunk(plan, sample, begin, end, a, b, scale);
+  }
   Tile pred, clean, noise;
   double sum = 0;
   each_run(plan->base, plan->base.images.channels, begin, end, [&](const Run& run) {
     const float* predicted = load_operand(pred.data, plan->base, plan->pred, sample, run);
     const float* data = load_clean(clean.data, plan->base, sample, run);
     const float* values = load_noise(noise.data, plan->base, sample, run);
-    sum += tile_loss(predicted, data, values, pred.data, run.count, a, b, scale);
+    sum += tile_loss<float, false>(predicted, data, values, pred.data, run.count, a, b, scale);
     if (plan->gradient.data) store_operand(pred.data, plan->base, plan->gradient, sample, run);
   });
   return sum;

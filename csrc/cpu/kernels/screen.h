@@ -2,8 +2,8 @@
 // begin (the accumulator), multiply_add, finish (the float32 score) and the conversion of a row.
 #pragma once
 
-#include "simd.h"
 #include "table.h"
+#include "turn.h"
 
 namespace prunefast {
 namespace {
@@ -15,6 +15,14 @@ constexpr int kRowBlock = 6;
 #else
 constexpr int kRowBlock = 3;
 #endif
+
+// Rows of y by registers of rows of x of one block of turned scores.
+#if defined(__AVX512F__)
+constexpr int kTurnedOthers = 8;
+#else
+constexpr int kTurnedOthers = 4;
+#endif
+constexpr int kTurnedRegisters = 3;
 
 inline vu load_words(const uint32_t* p) {
   vu value;
@@ -58,8 +66,10 @@ struct Float32 {
   static constexpr bool kScaled = false;
   typedef vf Sum;
   static vf begin(const Panels& panels, int64_t at) { return load(panels.start + at); }
+  static vf begin_one(const Panels& panels, int64_t at) { return splat(panels.start[at]); }
   static vf multiply_add(vu x, vu y, vf sum) { return fma((vf)x, (vf)y, sum); }
   static vf finish(vf sum, const Panels&, int64_t, vf) { return sum; }
+  static vf finish_one(vf sum, const Panels&, int64_t, vf) { return sum; }
 
   static PackedRow pack(const float* x, const float* mean, int64_t columns, bool, uint32_t* out) {
     vf square = {};
@@ -120,6 +130,7 @@ struct Int16 {
   static constexpr bool kScaled = true;
   typedef vi Sum;
   static vi begin(const Panels&, int64_t) { return vi{}; }
+  static vi begin_one(const Panels&, int64_t) { return vi{}; }
   static vi multiply_add(vu x, vu y, vi sum) {  // unsigned: a row with NaN, whose scores nobody reads, may overflow
 #if defined(__AVX512F__)
     return (vi)((vu)sum + (vu)_mm512_madd_epi16((__m512i)x, (__m512i)y));
@@ -129,6 +140,9 @@ struct Int16 {
   }
   static vf finish(vi sum, const Panels& panels, int64_t at, vf scale) {
     return fma(__builtin_convertvector(sum, vf) * load(panels.scale + at), scale, load(panels.start + at));
+  }
+  static vf finish_one(vi sum, const Panels& panels, int64_t at, vf scale) {
+    return fma(__builtin_convertvector(sum, vf) * splat(panels.scale[at]), scale, splat(panels.start[at]));
   }
 
   static PackedRow pack(const float* x, const float* mean, int64_t columns, bool, uint32_t* out) {
@@ -204,6 +218,59 @@ void scores(const uint32_t* x, const float* scale, int64_t rows, int64_t row_str
   call(x, scale, rows, row_stride, *panels, first, last, out, score_stride, peaks, peak_stride);
 }
 
+// The same scores the other way round: rows of x down the lanes, rows of y one after the other. The largest of a row and
+// who comes near it are then found lane by lane, and no column is padding.
+template <typename Format, int Others>
+inline void turned_block(const uint32_t* x, const float* scale, const Panels& panels, int64_t panel, float* out) {
+  constexpr int registers = kTurnedRegisters;
+  const uint32_t* values = panels.values + panel * panels.words * panels.width;
+  const int64_t first = panel * panels.width;
+  typename Format::Sum sum[Others][registers];
+#pragma GCC unroll 8
+  for (int j = 0; j < Others; ++j)
+#pragma GCC unroll 4
+    for (int v = 0; v < registers; ++v) sum[j][v] = Format::begin_one(panels, first + j);
+  for (int64_t word = 0; word < panels.words; ++word) {
+    vu value[registers];
+#pragma GCC unroll 4
+    for (int v = 0; v < registers; ++v) value[v] = load_words(x + (word * registers + v) * kVector);
+#pragma GCC unroll 8
+    for (int j = 0; j < Others; ++j) {
+      const vu other = splat(values[word * panels.width + j]);
+#pragma GCC unroll 4
+      for (int v = 0; v < registers; ++v) sum[j][v] = Format::multiply_add(value[v], other, sum[j][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < Others; ++j)
+#pragma GCC unroll 4
+    for (int v = 0; v < registers; ++v)
+      store(out + (first + j) * kBlockRows + v * kVector,
+            Format::finish_one(sum[j][v], panels, first + j, load(scale + v * kVector)));
+}
+
+template <typename Format>
+void turned_scores(const uint32_t* x, const float* scale, int64_t rows, int64_t row_stride, const Panels* panels,
+                   int64_t others, uint32_t* room, float* out) {
+  constexpr int64_t width = kTurnedRegisters * kVector;
+  static_assert(kBlockRows % width == 0);
+  float* turned = (float*)room;
+  for (int64_t first = 0; first < rows; first += width) {
+    const float* row[width];  // past the last row: that row again
+    for (int64_t r = 0; r < width; ++r) {
+      const int64_t mine = first + r < rows ? first + r : rows - 1;
+      row[r] = (const float*)(x + mine * row_stride);
+    }
+    for (int v = 0; v < kTurnedRegisters; ++v)
+      turn(row + v * kVector, (panels->words + 3) / 4 * 4, turned + v * kVector, width);
+    for (int64_t j = 0; j < others; j += kTurnedOthers) {
+      const auto block = others - j > kTurnedOthers / 2 ? turned_block<Format, kTurnedOthers>
+                                                        : turned_block<Format, kTurnedOthers / 2>;
+      block(room, scale + first, *panels, j / kTurnedOthers, out + first);
+    }
+  }
+}
+
 template <typename Format>
 void pack_rows(const float* x, int64_t x_stride, int64_t rows, const float* mean, int64_t columns, uint32_t* out,
                int64_t row_stride, PackedRow* about) {
@@ -213,9 +280,10 @@ void pack_rows(const float* x, int64_t x_stride, int64_t rows, const float* mean
 
 constexpr int64_t kAnyColumns = INT64_MAX;
 constexpr Screening float32_screening = {1, true, kAnyColumns, 0, Float32::pack, pack_rows<Float32>,
-                                         scores<Float32>};
+                                         scores<Float32>, turned_scores<Float32>};
 #if defined(__AVX2__)
-constexpr Screening int16_screening = {2, false, 1 << 20, 17, Int16::pack, pack_rows<Int16>, scores<Int16>};
+constexpr Screening int16_screening = {2, false, 1 << 20, 17, Int16::pack, pack_rows<Int16>, scores<Int16>,
+                                       turned_scores<Int16>};
 #endif
 
 }  // namespace

@@ -31,8 +31,9 @@ typedef int32_t vi __attribute__((vector_size(kVector * 4)));
 typedef uint32_t vu __attribute__((vector_size(kVector * 4)));
 typedef uint64_t vw __attribute__((vector_size(kVector * 4)));  // words in 64-bit lanes, half as many
 
-inline vf splat(float value) { return vf{} + value; }
-inline vd splat(double value) { return vd{} + value; }
+// minus zero, which folds away; plus zero would not, for the sake of -0
+inline vf splat(float value) { return value - vf{}; }
+inline vd splat(double value) { return value - vd{}; }
 inline vu splat(uint32_t value) { return vu{} + value; }
 inline vw splat(uint64_t value) { return vw{} + value; }
 

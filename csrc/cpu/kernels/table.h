@@ -8,6 +8,8 @@ namespace prunefast {
 
 constexpr int64_t kTile = 1024;       // floats of one operand at a time: all operands stay in the first-level cache
 constexpr int64_t kTilePad = 64 + 4;  // room for whole quads before and after a tile
+constexpr int64_t kBlockRows = 48;      // rows of x that are screened at a time: a panel in the cache is used that often
+constexpr int64_t kTurnedMost = 255;    // rows of y up to which turned scores are faster (measured at 64 columns)
 constexpr int64_t kPackedColumns = 32;  // rows packed for screening are padded to whole registers of every format
 constexpr int64_t kHammingRows = 4;  // query hashes compared with a register of others while it is loaded
 constexpr int32_t kFinalists = 4;     // rows of y that are compared in float64 without closer bounds first
@@ -36,6 +38,7 @@ struct ImagePlan {
 struct LossPlan {
   ImagePlan base;
   prunefast_image pred, gradient;
+  bool streamed;  // a dense gradient goes past the caches, which it does not fit; its runs are aligned to registers
 };
 
 struct NoisePlan {
@@ -75,6 +78,11 @@ struct Screening {
   // the largest score of each panel (peak_stride apart).
   void (*scores)(const uint32_t* x, const float* scale, int64_t rows, int64_t row_stride, const Panels* panels,
                  int64_t first, int64_t last, float* out, int64_t score_stride, float* peaks, int64_t peak_stride);
+  // The scores of at most kBlockRows packed rows against `others` rows of y in panels of Kernels::turned_others: those
+  // against row j of y at out[j * kBlockRows], the last panel whole. `scale` has kBlockRows values; `room`, for as many
+  // packed rows, and `out` begin on a cache line.
+  void (*turned_scores)(const uint32_t* x, const float* scale, int64_t rows, int64_t row_stride, const Panels* panels,
+                        int64_t others, uint32_t* room, float* out);
 };
 
 // Rows of y that may be the nearest, ascending; none: there are more than fit.
@@ -89,6 +97,11 @@ struct ScoreBounds {
   float norm, rest;
 };
 
+// Distances in float32 up to ratio * least + slack may be the least in truth.
+struct FewBound {
+  float ratio, slack;
+};
+
 // One sample of a group norm, a value a channel: h = (x - mean) p + q; gradient of x = dh p + ((x - mean) e + f).
 struct NormChannels {
   const float *mean, *p, *q, *e, *f;
@@ -97,6 +110,7 @@ struct NormChannels {
 struct Kernels {
   const char* name;
   int64_t vector;  // floats in a register
+  int64_t turned_others;
   // Whole quads, `quads` rounded up to a multiple of `vector` in `out`: words, uniforms or normals.
   void (*quad_words)(uint32_t* out, int64_t first_quad, int64_t quads, PhiloxKey key);
   void (*quad_uniforms)(float* out, int64_t first_quad, int64_t quads, PhiloxKey key);
@@ -113,6 +127,14 @@ struct Kernels {
   void (*finalists)(const float* score, int64_t score_stride, const float* peak, int64_t peak_stride, int64_t rows,
                     int64_t panels, int64_t width, const ScoreBounds* bounds, const float* norm, const float* rest,
                     Finalists* out);
+  // Of turned scores: the rows of y whose upper bound reaches the largest lower bound of a row of x. Each `width` rows of
+  // y share the bound of their panel.
+  void (*turned_finalists)(const float* score, int64_t others, int64_t rows, int64_t width, const ScoreBounds* panels,
+                           const float* norm, const float* rest, Finalists* out);
+  // Of rows of x: the rows of y whose distance in float32 is within `bound` of the least; y is [columns][others]. `room`
+  // is for vector (columns + others) floats, on a cache line.
+  void (*few_finalists)(const float* x, int64_t x_stride, int64_t rows, const float* y, int64_t others, int64_t columns,
+                        const FewBound* bound, float* room, Finalists* out);
   // Columns of one panel whose upper bound reaches the threshold.
   int64_t (*collect)(const float* score, int64_t width, const ScoreBounds* bounds, float threshold, int32_t* hits);
   // |x - y|^2 in float32, its relative error within (columns + 3) u.
