@@ -10,6 +10,7 @@ import io
 import re
 import struct
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -243,6 +244,29 @@ def fit_square(image: np.ndarray, side: int) -> np.ndarray:
         return image
     method = Image.Resampling.BOX if square > side else Image.Resampling.BICUBIC
     return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((side, side), method))
+
+
+def cut(squares: Sequence[np.ndarray] | np.ndarray, out: np.ndarray, corners: np.ndarray | None) -> None:
+    """Squares, or of each the window of out's size at its corner (int32 [n, 2], top and left), into `out`."""
+    if corners is None:
+        out[...] = squares
+        return
+    size = out.shape[1]
+    for number, (top, left) in enumerate(corners.tolist()):
+        out[number] = squares[number][top : top + size, left : left + size]
+
+
+def decode_windows(
+    blobs: list[bytes], side: int, out: np.ndarray, corners: np.ndarray | None
+) -> tuple[int, str] | None:
+    """`decode_squares` of side x side, or of these the windows at `corners`, as `cut` has them."""
+    if corners is None:
+        return decode_squares(blobs, out)
+    squares = np.empty((len(blobs), side, side, 3), dtype=np.uint8)
+    bad = decode_squares(blobs, squares)
+    if bad is None:
+        cut(squares, out, corners)
+    return bad
 
 
 def decode_squares(blobs: list[bytes], out: np.ndarray) -> tuple[int, str] | None:
