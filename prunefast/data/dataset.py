@@ -29,7 +29,7 @@ _MIN_TASK = 32  # images a decoding task has at least: below, handing it over co
 _MIN_TASK_BYTES = 1 << 20  # of pixels, enough as well: 5 images of 256 x 256, a millisecond of decoding
 _TASKS_A_THREAD = 2
 _LEAST_FOR_PROCESS = 4  # images of a task: fewer are the odd ones among many that are decoded natively
-_THREAD_BYTES = 4 << 20  # of rows to copy before another thread is worth its start
+_THREAD_BYTES = 8 << 20  # of rows that a thread copies: another one is not worth its start for less
 _BATCHES_AHEAD = 2  # decoded while the caller works on one, and more where they are too few for all threads
 _CALL_BYTES = 8 << 20  # of rows that are copied by one native call
 _CALL_PIXELS = 32 << 20  # of images that are decoded by one native call
@@ -86,6 +86,7 @@ class ImageDataset:
         self._pixels = pixels  # uint8 [N, H, W, 3] of a data set in memory
         self._storage: Storage = storage_of_table(table, info, self.keys, verify, source)
         self._records = RecordReader(self._storage)
+        self._disk = _Disk()
         if image_size is None and len(table) and _all_equal(self.widths) and _all_equal(self.heights):
             image_size = int(self.widths[0]) if self.widths[0] == self.heights[0] else None
         self.image_size = image_size
@@ -306,7 +307,7 @@ class ImageDataset:
         row_bytes = math.prod(self.row_shape) * self.row_dtype.itemsize
         least = max(_CALL_BYTES // row_bytes, 1)  # rows a buffer has room for, so that all are of one size
         waiting: deque[list[np.ndarray]] = deque()
-        disk, cold = _Disk(), True
+        cold = self._disk.was_read()
 
         def first(ahead: list[np.ndarray] | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             group = waiting.popleft()
@@ -328,7 +329,7 @@ class ImageDataset:
                 done = first(group if cold else None)  # announced within the same call
             elif cold:
                 self._announce(np.concatenate(group))
-            cold = disk.was_read()
+            cold = self._disk.was_read()
             yield from done
         while waiting:
             yield from first()
@@ -352,12 +353,11 @@ class ImageDataset:
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         pool, processes = ThreadPool(threads, "prunefast-decode"), shared()
         waiting: deque[tuple[np.ndarray, np.ndarray, list[Future[None]]]] = deque()
-        disk = _Disk()
 
         def submit(part: "np.ndarray | Windows") -> None:
             items, corners, size = part if isinstance(part, Windows) else (part, None, None)
             items = self._checked(items)
-            if disk.was_read():  # or nothing is known yet; warm files are not announced
+            if self._disk.was_read():
                 pool.submit(self._announce, items)
             out = buffers.take((len(items), *(shape if size is None else (size, size, 3))), self.row_dtype)
             # a few tasks a thread, of one size within one image: who is done early takes the next
