@@ -21,7 +21,7 @@ import pytest
 import torch
 from PIL import Image
 
-from prunefast.data import ImageDataset, open_dataset
+from prunefast.data import ImageDataset, native, open_dataset
 from prunefast.data.buffers import Buffers
 from prunefast.stream.pack import pack
 
@@ -31,13 +31,16 @@ COUNT = {64: IMAGES, 256: IMAGES // 4}
 
 
 class Source:
-    """The same JPEGs in a folder, a tar and a zip, and their pixels as an array."""
+    """The same JPEGs in a folder, a tar and a zip, and their pixels as an array and as PNGs."""
 
     def __init__(self, root: Path, side: int):
         self.side, self.count = side, COUNT[side]
         rng = np.random.default_rng(side)
-        self.folder, self.tar, self.zip, self.npy = (root / name for name in ("folder", "a.tar", "a.zip", "a.npy"))
+        self.folder, self.png, self.tar, self.zip, self.npy = (
+            root / name for name in ("folder", "png", "a.tar", "a.zip", "a.npy")
+        )
         self.folder.mkdir()
+        self.png.mkdir()
         pixels = np.lib.format.open_memmap(self.npy, "w+", np.uint8, (self.count, side, side, 3))
         with tarfile.open(self.tar, "w") as tar, zipfile.ZipFile(self.zip, "w", zipfile.ZIP_STORED) as archive:
             for k in range(self.count):
@@ -51,12 +54,13 @@ class Source:
                 tar.addfile(info, io.BytesIO(blob))
                 archive.writestr(name, blob)
                 pixels[k] = np.asarray(Image.open(io.BytesIO(blob)))
+                Image.fromarray(pixels[k]).save(self.png / f"{k:06}.png")
         pixels.flush()
         self.tenth = np.random.default_rng(0).permutation(self.count)[: self.count // 10]
         self.all = np.arange(self.count)
         self.opened = {
             kind: open_dataset(getattr(self, kind), cache_dir=root / "cache")
-            for kind in ("folder", "tar", "zip", "npy")
+            for kind in ("folder", "png", "tar", "zip", "npy")
         }
 
 
@@ -106,8 +110,8 @@ def ffcv(mode: str) -> Callable[[Source, np.ndarray], Callable[[], int]]:
 
 
 class PillowFolder(torch.utils.data.Dataset):
-    def __init__(self, source: Source, indices: np.ndarray):
-        self.paths = [source.folder / f"{k:06}.jpg" for k in indices]
+    def __init__(self, folder: Path, suffix: str, indices: np.ndarray):
+        self.paths = [folder / f"{k:06}{suffix}" for k in indices]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -117,11 +121,13 @@ class PillowFolder(torch.utils.data.Dataset):
             return torch.from_numpy(np.array(image.convert("RGB")))
 
 
-def dataloader(source: Source, indices: np.ndarray) -> Callable[[], int]:
-    loader = torch.utils.data.DataLoader(
-        PillowFolder(source, indices), batch_size=BATCH, num_workers=2, persistent_workers=True
-    )
-    return lambda: sum(len(batch) for batch in loader)
+def dataloader(kind: str = "folder", suffix: str = ".jpg") -> Callable[[Source, np.ndarray], Callable[[], int]]:
+    def prepare(source: Source, indices: np.ndarray) -> Callable[[], int]:
+        images = PillowFolder(getattr(source, kind), suffix, indices)
+        loader = torch.utils.data.DataLoader(images, batch_size=BATCH, num_workers=2, persistent_workers=True)
+        return lambda: sum(len(batch) for batch in loader)
+
+    return prepare
 
 
 def webdataset(source: Source, indices: np.ndarray) -> Callable[[], int]:
@@ -146,12 +152,19 @@ def memmap(source: Source, indices: np.ndarray) -> Callable[[], int]:
     return read
 
 
-def ours(kind: str) -> Callable[[Source, np.ndarray], Callable[[], int]]:
+def ours(kind: str, decode: str = "") -> Callable[[Source, np.ndarray], Callable[[], int]]:
+    """decode: what PRUNEFAST_DECODE says; "processes" and "threads" are what a build without libjpeg-turbo has."""
+
     def prepare(source: Source, indices: np.ndarray) -> Callable[[], int]:
         data: ImageDataset = source.opened[kind]
         buffers = Buffers()
         parts = [indices[k : k + BATCH] for k in range(0, len(indices), BATCH)]
-        return lambda: sum(len(images) for _, images in data.decode_ahead(iter(parts), 2, buffers))
+
+        def read() -> int:
+            os.environ[native.DECODE_VARIABLE] = decode
+            return sum(len(images) for _, images in data.decode_ahead(iter(parts), 2, buffers))
+
+        return read
 
     return prepare
 
@@ -168,13 +181,18 @@ LOADERS = {
     "prunefast folder": ours("folder"),
     "prunefast tar": ours("tar"),
     "prunefast zip": ours("zip"),
-    "DataLoader Pillow": dataloader,
+    "prunefast tar, processes": ours("tar", "processes"),
+    "prunefast tar, Python threads": ours("tar", "threads"),
+    "DataLoader Pillow": dataloader(),
     "webdataset": webdataset,
     "ffcv jpg": ffcv("jpg"),
     "prunefast pack": packed,
     "ffcv raw": ffcv("raw"),
     "prunefast npy": ours("npy"),
     "np.memmap": memmap,
+    "prunefast PNG": ours("png"),
+    "prunefast PNG, Python threads": ours("png", "threads"),
+    "DataLoader Pillow PNG": dataloader("png", ".png"),
 }
 
 
@@ -203,7 +221,18 @@ def busy_main_thread() -> Iterator[Callable[[Callable[[], int]], int]]:
     return run
 
 
-@pytest.mark.parametrize("loader", ["prunefast tar", "prunefast npy", "np.memmap"])
+@pytest.mark.parametrize(
+    "loader",
+    [
+        "prunefast tar",
+        "prunefast tar, processes",
+        "prunefast tar, Python threads",
+        "prunefast PNG",
+        "prunefast PNG, Python threads",
+        "prunefast npy",
+        "np.memmap",
+    ],
+)
 def test_read_beside_a_busy_main_thread(benchmark, source: Source, loader: str, busy_main_thread) -> None:
     benchmark.group = f"a tenth of {source.count}, {source.side} px, beside a busy main thread"
     reader = LOADERS[loader](source, source.tenth)

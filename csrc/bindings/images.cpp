@@ -26,6 +26,7 @@ PYBIND11_MODULE(_images, m) {
   m.doc() = "Reads, checks and decodes image records. Use prunefast.data: nothing here checks its arguments.";
   m.def("abi_version", &prunefast_images_abi_version);
   m.def("has_jpeg", [] { return prunefast_images_has_jpeg() != 0; });
+  m.def("stop", &prunefast_images_stop);
   m.def("xxh3", [](const py::buffer& data) {
     const py::buffer_info info = data.request();
     return prunefast_xxh3(info.ptr, info.size * info.itemsize);

@@ -18,6 +18,7 @@ constexpr int64_t kMaxPixels = 89478485;  // as prunefast/data/decode.py has it:
 constexpr int kMaxScans = 500;            // of a progressive file; encoders make about 10, bombs thousands
 // A window is decoded with this many more columns on both sides: smooth upsampling of chroma looks at neighbours.
 constexpr int kMargin = 16;
+constexpr int kRows = 16;  // asked for at a time: what an MCU row has at most
 
 struct Errors : jpeg_error_mgr {
   std::jmp_buf leave;
@@ -89,10 +90,14 @@ struct JpegDecoder::State {
     if (!direct && line.size() < static_cast<size_t>(columns) * 3) return false;  // the caller made it wide enough
     if (top && jpeg_skip_scanlines(&info, static_cast<JDIMENSION>(top)) != static_cast<JDIMENSION>(top)) return false;
     const size_t row_bytes = static_cast<size_t>(width) * 3, skip = (static_cast<size_t>(left) - first) * 3;
-    for (int y = 0; y < height; ++y) {
-      JSAMPROW row = direct ? out + y * row_bytes : line.data();
-      if (jpeg_read_scanlines(&info, &row, 1) != 1) return false;
+    JSAMPROW rows[kRows];
+    for (int y = 0; y < height;) {
+      const int most = direct ? std::min(kRows, height - y) : 1;
+      for (int k = 0; k < most; ++k) rows[k] = direct ? out + (y + k) * row_bytes : line.data();
+      const int read = static_cast<int>(jpeg_read_scanlines(&info, rows, static_cast<JDIMENSION>(most)));
+      if (!read) return false;
       if (!direct) std::memcpy(out + y * row_bytes, line.data() + skip, row_bytes);
+      y += read;
     }
     if (whole) jpeg_finish_decompress(&info);
     return errors.num_warnings == 0;

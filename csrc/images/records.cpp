@@ -101,7 +101,7 @@ int32_t for_each_record(const prunefast_records& records, int32_t* status, Body 
 
 using namespace prunefast;
 
-int32_t prunefast_images_abi_version(void) { return 2; }
+int32_t prunefast_images_abi_version(void) { return 3; }
 
 int32_t prunefast_images_has_jpeg(void) {
 #ifdef PRUNEFAST_JPEG
@@ -112,6 +112,8 @@ int32_t prunefast_images_has_jpeg(void) {
 }
 
 const char* prunefast_images_last_error(void) { return last_error; }
+
+void prunefast_images_stop(void) { stopped = true; }
 
 uint64_t prunefast_xxh3(const void* data, int64_t length) { return xxh3(data, length); }
 

@@ -7,10 +7,14 @@
 #include <cstdint>
 #include <exception>
 #include <mutex>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
 namespace prunefast {
+
+// Set when the interpreter exits: work that it cannot wait for ends early.
+inline std::atomic<bool> stopped{false};
 
 // body(i, worker) for i in 0 .. count - 1, handed out one by one; a `Worker` a thread. The first exception is passed on.
 template <typename Worker, typename Body>
@@ -21,7 +25,10 @@ void parallel(int64_t count, int threads, Body body) {
   const auto work = [&] {
     try {
       Worker worker;
-      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(i, worker);
+      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
+        if (stopped.load(std::memory_order_relaxed)) throw std::runtime_error("the interpreter exits");
+        body(i, worker);
+      }
     } catch (...) {
       next.store(count);
       const std::lock_guard<std::mutex> lock(guard);

@@ -31,6 +31,7 @@ def main(options: argparse.Namespace) -> int:
     import torch
 
     from prunefast import ops
+    from prunefast.data import native
 
     facts: dict[str, Any] = {
         "prunefast": prunefast.__version__,
@@ -38,10 +39,11 @@ def main(options: argparse.Namespace) -> int:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "backends": ops.backends(),
+        "decoding": {"live": native.decodes_jpeg(), "detail": native.describe()},
         "packages": {name: _state(name) for name in OPTIONAL},
     }
     common.say(options, f"prunefast {facts['prunefast']}, Python {facts['python']}, torch {facts['torch']}")
-    for name, backend in facts["backends"].items():
+    for name, backend in (*facts["backends"].items(), ("images", facts["decoding"])):
         common.say(options, f"  {'live' if backend['live'] else 'off ':<5}{name:<12}{backend['detail']}")
     common.say(options, "optional packages")
     for name, (purpose, extra) in OPTIONAL.items():

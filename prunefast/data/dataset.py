@@ -1,11 +1,12 @@
 """A data set of images: an item table, and the images it points to, by index."""
 
 import copy
+import math
 import os
 import resource
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -16,17 +17,23 @@ import pyarrow as pa
 from prunefast.data import decode, native
 from prunefast.data.buffers import Buffers
 from prunefast.data.cache import digest
+from prunefast.data.processes import DecodeProcesses, shared
 from prunefast.data.records import READ, RecordReader
 from prunefast.data.source import Source
 from prunefast.data.storage import Storage
 from prunefast.data.table import FIX, Keys, TableInfo, save_table, storage_of_table, table_of_rows, worker_count
+from prunefast.data.threads import ThreadPool
 from prunefast.errors import InputError, InputTypeError, PrunefastError
 
-_MIN_TASK = 32  # images a decoding task has at least: below, handing it over costs as much as the work
+_MIN_TASK = 64  # images a decoding task has at least: handing it over costs 40 us of Python, a JPEG of 64 px 20
 _MIN_TASK_BYTES = 1 << 20  # of pixels, enough as well: 5 images of 256 x 256, a millisecond of decoding
 _TASKS_A_THREAD = 2
-_THREAD_BYTES = 4 << 20  # of rows to copy before another thread is worth its start
-_BATCHES_AHEAD = 2  # decoded while the caller works on one
+_LEAST_FOR_PROCESS = 4  # images of a task: fewer are the odd ones among many that are decoded natively
+_THREAD_BYTES = 8 << 20  # of rows that a thread copies: another one is not worth its start for less
+_BATCHES_AHEAD = 2  # decoded while the caller works on one, and more where they are too few for all threads
+_CALL_BYTES = 8 << 20  # of rows that are copied by one native call
+_CALL_PIXELS = 32 << 20  # of images that are decoded by one native call
+_CALLS_AHEAD = 2  # announced to the system while rows are copied
 
 
 Replace = Callable[[int, InputError], int]
@@ -79,6 +86,7 @@ class ImageDataset:
         self._pixels = pixels  # uint8 [N, H, W, 3] of a data set in memory
         self._storage: Storage = storage_of_table(table, info, self.keys, verify, source)
         self._records = RecordReader(self._storage)
+        self._disk = _Disk()
         if image_size is None and len(table) and _all_equal(self.widths) and _all_equal(self.heights):
             image_size = int(self.widths[0]) if self.widths[0] == self.heights[0] else None
         self.image_size = image_size
@@ -218,8 +226,17 @@ class ImageDataset:
         shape = self.row_shape
         items = self._checked(as_indices(indices))
         out = np.empty((len(items), *shape), dtype=self.row_dtype)
-        self._fill(items, out)
+        for part in self._calls(items):
+            self._fill(items[part], out[part])
         return out
+
+    def _calls(self, items: np.ndarray) -> list[slice]:
+        """Parts of `items` for a native call each, which a Ctrl-C waits for: what decodes in a third of a second."""
+        if not self.reads_windows:
+            return [slice(None)]
+        pixels = np.cumsum(self.widths[items].astype(np.int64) * self.heights[items])
+        cuts = np.flatnonzero(np.diff(pixels // _CALL_PIXELS)) + 1
+        return [slice(begin, end) for begin, end in pairwise([0, *cuts.tolist(), len(items)])]
 
     @property
     def reads_windows(self) -> bool:
@@ -242,7 +259,9 @@ class ImageDataset:
         if len(places) and (places.min() < 0 or places.max() > side - size):
             raise InputError(f"corners: a window of {size} px at up to {places.max()} leaves the image of {side} px")
         out = np.empty((len(items), size, size, 3), dtype=np.uint8)
-        self._fill(items, out, np.ascontiguousarray(places, dtype=np.int32))
+        places = np.ascontiguousarray(places, dtype=np.int32)
+        for part in self._calls(items):
+            self._fill(items[part], out[part], places[part])
         return out
 
     def batches(
@@ -281,36 +300,48 @@ class ImageDataset:
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """`decode_ahead` of rows that are only copied: in the caller's thread, for handing over costs more than that.
 
-        The system is told of the next batches only while the disk is read: advice costs as much as copying 12 KB.
+        Small batches are read several at a time: a native call is 0.1 ms of Python, and beside a busy main thread a
+        wait of 5 ms for the interpreter. The system is told of the next ones only while the disk is read: advice
+        costs as much as copying 12 KB.
         """
-        waiting: deque[np.ndarray] = deque()
-        cold = True
+        row_bytes = math.prod(self.row_shape) * self.row_dtype.itemsize
+        least = max(_CALL_BYTES // row_bytes, 1)  # rows a buffer has room for, so that all are of one size
+        waiting: deque[list[np.ndarray]] = deque()
+        cold = self._disk.was_read()
 
-        def first(ahead: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-            items = waiting.popleft()
-            out = buffers.take((len(items), *self.row_shape), self.row_dtype)
+        def first(ahead: list[np.ndarray] | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            group = waiting.popleft()
+            items = np.concatenate(group)
+            out = buffers.take((max(len(items), least), *self.row_shape), self.row_dtype)[: len(items)]
             count = min(threads, 1 + out.nbytes // _THREAD_BYTES)
+            announced = None if ahead is None else np.concatenate(ahead)
             try:
-                self._read_rows(items, out.reshape(len(items), -1), count, ahead)
+                self._read_rows(items, out.reshape(len(items), -1), count, announced)
             except InputError:
-                if replace is None:
-                    raise
-                self._fill_or_replace(items, out, replace)
-            return items, out
+                return self._one_by_one(group, buffers, replace)
+            ends = np.cumsum([len(items) for items in group]).tolist()
+            return ((items, out[end - len(items) : end]) for items, end in zip(group, ends, strict=True))
 
-        for items in parts:
-            waiting.append(self._checked(items))
-            before = _blocks_read()
-            done = None
-            if len(waiting) > _BATCHES_AHEAD:  # one native call: each is a wait beside a busy main thread
-                done = first(items if cold else None)
+        for group in _groups(map(self._checked, parts), least):
+            waiting.append(group)
+            done: Iterator[tuple[np.ndarray, np.ndarray]] = iter(())
+            if len(waiting) > _CALLS_AHEAD:
+                done = first(group if cold else None)  # announced within the same call
             elif cold:
-                self._announce(items)
-            cold = before is None or _blocks_read() != before
-            if done is not None:
-                yield done
+                self._announce(np.concatenate(group))
+            cold = self._disk.was_read()
+            yield from done
         while waiting:
-            yield first()
+            yield from first()
+
+    def _one_by_one(
+        self, group: list[np.ndarray], buffers: Buffers, replace: "Replace | None"
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Batches of rows some of which cannot be read: those before them are given, and the error in its turn."""
+        for items in group:
+            out = buffers.take((len(items), *self.row_shape), self.row_dtype)
+            self._fill_or_replace(items, out, replace)
+            yield items, out
 
     def _decode_ahead(
         self,
@@ -320,13 +351,14 @@ class ImageDataset:
         buffers: Buffers,
         replace: "Replace | None",
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="prunefast-decode")
+        pool, processes = ThreadPool(threads, "prunefast-decode"), shared()
         waiting: deque[tuple[np.ndarray, np.ndarray, list[Future[None]]]] = deque()
 
         def submit(part: "np.ndarray | Windows") -> None:
             items, corners, size = part if isinstance(part, Windows) else (part, None, None)
             items = self._checked(items)
-            pool.submit(self._announce, items)
+            if self._disk.was_read():
+                pool.submit(self._announce, items)
             out = buffers.take((len(items), *(shape if size is None else (size, size, 3))), self.row_dtype)
             # a few tasks a thread, of one size within one image: who is done early takes the next
             least = min(_MIN_TASK, max(_MIN_TASK_BYTES * len(items) // max(out.nbytes, 1), 1))
@@ -339,6 +371,7 @@ class ImageDataset:
                     out[begin:end],
                     replace,
                     None if corners is None else corners[begin:end],
+                    processes,
                 )
                 for begin, end in pairwise(cuts)
             ]
@@ -347,12 +380,13 @@ class ImageDataset:
         try:
             for part in parts:
                 submit(part)
-                if len(waiting) > _BATCHES_AHEAD:
+                behind = sum(len(tasks) for _, _, tasks in waiting) - len(waiting[0][2])
+                if len(waiting) > _BATCHES_AHEAD and behind >= threads * _TASKS_A_THREAD:
                     yield _finished(*waiting.popleft())
             while waiting:
                 yield _finished(*waiting.popleft())
         finally:  # also when the caller breaks off, is interrupted, or drops the iterator
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown()
 
     def save_items(self, path: str | os.PathLike[str]) -> None:
         """Write the item table, with what `open_run_dataset` needs to open this data set again."""
@@ -372,8 +406,16 @@ class ImageDataset:
             raise InputError(f"indices: {bad} is not in 0..{len(self) - 1}, the items of this data set")
         return items
 
-    def _fill(self, items: np.ndarray, out: np.ndarray, corners: np.ndarray | None = None) -> None:
-        """Images of `items`, or their windows at `corners` int32 [n, 2], into `out`, in one thread."""
+    def _fill(
+        self,
+        items: np.ndarray,
+        out: np.ndarray,
+        corners: np.ndarray | None = None,
+        processes: DecodeProcesses | None = None,
+    ) -> None:
+        """Images of `items`, or their windows at `corners` int32 [n, 2], into `out`; in this thread, but for what goes
+        to `processes`.
+        """
         side = self._side()
         if self._pixels is None and corners is None and self._lie_ready(side):
             self._read_rows(items, out.reshape(len(items), -1))
@@ -381,22 +423,25 @@ class ImageDataset:
         if self._pixels is not None or self._info.layout != "encoded":
             raw = self._pixels[items] if self._pixels is not None else self._raw(items)
             squares = raw if raw.shape[1:3] == (side, side) else [decode.fit_square(image, side) for image in raw]
-            _cut(squares, out, corners)
+            decode.cut(squares, out, corners)
             return
         left = np.arange(len(items))
         if native.decodes_jpeg() and self._records.handles(items):
             left = np.flatnonzero(self._records.decode(items, side, out, corners) != READ)
         if not len(left):
             return
-        whole = out if corners is None and len(left) == len(items) else np.empty((len(left), side, side, 3), np.uint8)
-        bad = decode.decode_squares(self._storage.read_many(items[left]), whole)
+        whole = len(left) == len(items)
+        part = out if whole else np.empty((len(left), *out.shape[1:]), dtype=np.uint8)
+        places = None if corners is None else corners[left]
+        if processes is None or len(left) < _LEAST_FOR_PROCESS:
+            bad = decode.decode_windows(self._storage.read_many(items[left]), side, part, places)
+        else:
+            bad = processes.decode(self._storage, items[left], side, part, places)
         if bad is not None:
             number, reason = bad
             raise self._explain(int(items[left[number]]), ValueError(reason))
-        if whole is not out:
-            cut = np.empty((len(left), *out.shape[1:]), dtype=np.uint8)
-            _cut(whole, cut, None if corners is None else corners[left])
-            out[left] = cut
+        if not whole:
+            out[left] = part
 
     def _raw(self, items: np.ndarray) -> np.ndarray:
         """Rows of raw pixels as uint8 [n, H, W, 3]."""
@@ -409,10 +454,15 @@ class ImageDataset:
         return images if channels == 3 else np.repeat(images, 3, axis=3)
 
     def _fill_or_replace(
-        self, items: np.ndarray, out: np.ndarray, replace: "Replace | None", corners: np.ndarray | None = None
+        self,
+        items: np.ndarray,
+        out: np.ndarray,
+        replace: "Replace | None",
+        corners: np.ndarray | None = None,
+        processes: DecodeProcesses | None = None,
     ) -> None:
         try:
-            self._fill(items, out, corners)
+            self._fill(items, out, corners, processes)
             return
         except InputError:
             if replace is None:
@@ -452,27 +502,36 @@ class ImageDataset:
         return InputError(f"{self._storage.describe(item)}: {error}; {FIX}")
 
 
-def _cut(squares: Sequence[np.ndarray] | np.ndarray, out: np.ndarray, corners: np.ndarray | None) -> None:
-    """Squares, or their windows of out's size at `corners`, into `out`."""
-    if corners is None:
-        out[...] = squares
-        return
-    size = out.shape[1]
-    for number, (top, left) in enumerate(corners.tolist()):
-        out[number] = squares[number][top : top + size, left : left + size]
-
-
 def _finished(items: np.ndarray, out: np.ndarray, tasks: list["Future[None]"]) -> tuple[np.ndarray, np.ndarray]:
     for task in tasks:
         task.result()
     return items, out
 
 
-def _blocks_read() -> int | None:
-    """Blocks that disks have read for this thread; None where the system does not count them."""
-    if not hasattr(resource, "RUSAGE_THREAD"):
-        return None
-    return resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
+def _groups(parts: Iterator[np.ndarray], rows: int) -> Iterator[list[np.ndarray]]:
+    """Consecutive batches of at most so many rows together, or one that has more."""
+    group: list[np.ndarray] = []
+    left = rows
+    for items in parts:
+        if group and len(items) > left:
+            yield group
+            group, left = [], rows
+        group.append(items)
+        left -= len(items)
+    if group:
+        yield group
+
+
+class _Disk:
+    """Tells whether files came from a disk, not from memory."""
+
+    def __init__(self) -> None:
+        self._blocks = -1
+
+    def was_read(self) -> bool:
+        """By this process since it was last asked; True at first."""
+        before, self._blocks = self._blocks, resource.getrusage(resource.RUSAGE_SELF).ru_inblock
+        return self._blocks != before
 
 
 def _all_equal(values: np.ndarray) -> bool:

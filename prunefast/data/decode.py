@@ -10,6 +10,7 @@ import io
 import re
 import struct
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,11 +56,13 @@ def probe(data: bytes, complete: bool = True) -> Header:
             raise IncompleteHeader from None
     else:
         header = _probe_other(data)
-    if header.width * header.height > MAX_PIXELS:
-        raise ValueError(
-            f"says it is {header.width} x {header.height}: over {MAX_PIXELS:,} pixels, likely a decompression bomb"
-        )
+    _check_size(header.width, header.height)
     return header
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"says it is {width} x {height}: over {MAX_PIXELS:,} pixels, likely a decompression bomb")
 
 
 def _probe_jpeg(data: bytes, complete: bool) -> Header:
@@ -150,12 +153,18 @@ def _open(data: bytes) -> Image.Image:
 def _probe_other(data: bytes) -> Header:
     with _open(data) as image:
         width, height = image.size
-        if _orientation(image) >= 5:
+        if _orientation(image, data) >= 5:
             width, height = height, width
     return Header(width, height, plain=False)
 
 
-def _orientation(image: Image.Image) -> int:
+# Before what says how a PNG is turned. Pillow decodes the whole image to see whether any follows the pixels.
+_PNG_SAYS = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
+
+
+def _orientation(image: Image.Image, data: bytes) -> int:
+    if image.format == "PNG" and not any(word in data for word in _PNG_SAYS):
+        return 1
     try:
         return int(image.getexif().get(0x0112, 1))
     except Exception:  # a broken EXIF block does not make the image unusable
@@ -164,12 +173,13 @@ def _orientation(image: Image.Image) -> int:
 
 def decode(data: bytes) -> np.ndarray:
     """uint8 [H, W, 3], RGB. `ValueError` where the bytes are no whole image."""
-    header = probe(data)
-    if header.plain and simplejpeg is not None:
-        try:
-            return simplejpeg.decode_jpeg(data, "RGB")
-        except (ValueError, RuntimeError):
-            pass  # Pillow has the last word: it takes files with harmless flaws
+    if not data or data[:2] == b"\xff\xd8":
+        header = probe(data)
+        if header.plain and simplejpeg is not None:
+            try:
+                return simplejpeg.decode_jpeg(data, "RGB")
+            except (ValueError, RuntimeError):
+                pass  # Pillow has the last word: it takes files with harmless flaws
     return _decode_pillow(data)
 
 
@@ -192,19 +202,18 @@ def to_grey(image: np.ndarray) -> np.ndarray:
 
 def _decode_pillow(data: bytes) -> np.ndarray:
     with _open(data) as image:
-        if image.size[0] * image.size[1] > MAX_PIXELS:
-            raise ValueError(f"says it is {image.size[0]} x {image.size[1]}: likely a decompression bomb")
+        _check_size(*image.size)
         try:
             image.load()
-            return _to_rgb(_upright(image))
+            return _to_rgb(_upright(image, data))
         except MemoryError:
             raise
         except Exception as error:
             raise ValueError(f"cannot be decoded ({_one_line(error)})") from None
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    if _orientation(image) == 1:
+def _upright(image: Image.Image, data: bytes) -> Image.Image:
+    if _orientation(image, data) == 1:
         return image
     return ImageOps.exif_transpose(image)
 
@@ -243,6 +252,29 @@ def fit_square(image: np.ndarray, side: int) -> np.ndarray:
         return image
     method = Image.Resampling.BOX if square > side else Image.Resampling.BICUBIC
     return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((side, side), method))
+
+
+def cut(squares: Sequence[np.ndarray] | np.ndarray, out: np.ndarray, corners: np.ndarray | None) -> None:
+    """Squares, or of each the window of out's size at its corner (int32 [n, 2], top and left), into `out`."""
+    if corners is None:
+        out[...] = squares
+        return
+    size = out.shape[1]
+    for number, (top, left) in enumerate(corners.tolist()):
+        out[number] = squares[number][top : top + size, left : left + size]
+
+
+def decode_windows(
+    blobs: list[bytes], side: int, out: np.ndarray, corners: np.ndarray | None
+) -> tuple[int, str] | None:
+    """`decode_squares` of side x side, or of these the windows at `corners`, as `cut` has them."""
+    if corners is None:
+        return decode_squares(blobs, out)
+    squares = np.empty((len(blobs), side, side, 3), dtype=np.uint8)
+    bad = decode_squares(blobs, squares)
+    if bad is None:
+        cut(squares, out, corners)
+    return bad
 
 
 def decode_squares(blobs: list[bytes], out: np.ndarray) -> tuple[int, str] | None:

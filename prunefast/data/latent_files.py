@@ -65,7 +65,9 @@ class LatentFile(LatentDataset):
         self._mean = np.asarray(latents.means, dtype=np.float32)[:, None, None]
         self._std = np.asarray(latents.stds, dtype=np.float32)[:, None, None]
 
-    def _fill(self, items: np.ndarray, out: np.ndarray, corners: np.ndarray | None = None) -> None:
+    def _fill(
+        self, items: np.ndarray, out: np.ndarray, corners: np.ndarray | None = None, processes: Any = None
+    ) -> None:
         if corners is not None:
             raise InputError(f"{self.folder}: holds latents, which have no windows")
         rows, channels = self._array.rows(items), self.latents.channels

@@ -94,7 +94,9 @@ class LatentDataset(ImageDataset):
     def _announce(self, items: np.ndarray) -> None:
         pass  # a memory map
 
-    def _fill(self, items: np.ndarray, out: np.ndarray, corners: np.ndarray | None = None) -> None:
+    def _fill(
+        self, items: np.ndarray, out: np.ndarray, corners: np.ndarray | None = None, processes: Any = None
+    ) -> None:
         if corners is not None:
             raise InputError(f"{self.folder}: holds latents, which have no windows")
         out[...] = self._moments[items].reshape(out.shape)

@@ -142,6 +142,20 @@ class Storage:
         self._open, self._maps = {}, {}
         self._lock = threading.Lock()
 
+    def part(self, items: np.ndarray) -> "Storage":
+        """These items alone, numbered from 0: small enough to be sent to another process."""
+
+        def of_items(column: np.ndarray | None) -> np.ndarray | None:
+            return None if column is None else column[items]
+
+        containers, container = self.containers, of_items(self.container)
+        if container is not None:
+            used, container = np.unique(container, return_inverse=True)
+            containers = [containers[number] for number in used.tolist()]
+        names = [self.names[item] for item in items.tolist()]
+        offset, expanded, sums = map(of_items, (self.offset, self.expanded, self.sums))
+        return Storage(names, self.root, containers, container, offset, self.length[items], expanded, sums)
+
     def describe(self, item: int) -> str:
         """The item's file for an error message: ``archive.tar: train/cat/1.jpg`` or its path."""
         name = self.names[item]

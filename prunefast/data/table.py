@@ -12,7 +12,6 @@ import json
 import os
 import textwrap
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from prunefast.data.listing import (
 from prunefast.data.records import OTHER, READ, RecordReader
 from prunefast.data.source import Source, SourceStorage
 from prunefast.data.storage import MAX_ITEM_BYTES, Storage
+from prunefast.data.threads import ThreadPool
 from prunefast.data.webdataset import with_side_files
 from prunefast.errors import InputError, PrunefastError
 from prunefast.files import atomic_path
@@ -349,16 +349,15 @@ def _measure(
 
     broken: dict[int, str] = {}
     title = f"reading {os.path.basename(source) or source}"
-    with show_progress(title, count, "img", silent=not progress) as bar, ThreadPoolExecutor(worker_count(None)) as pool:
-        try:
-            for start, found in zip(range(0, count, _CHUNK), pool.map(look, range(0, count, _CHUNK)), strict=True):
-                if found and on_error == "raise":
-                    row, reason = min(found.items())
-                    raise InputError(f"{storage.describe(row)}: {reason}; {FIX}")
-                broken.update(found)
-                bar.advance(min(_CHUNK, count - start))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    starts = range(0, count, _CHUNK)
+    threads = ThreadPool(worker_count(None), "prunefast-look")
+    with show_progress(title, count, "img", silent=not progress) as bar, threads:
+        for start, found in zip(starts, threads.map(look, starts), strict=True):
+            if found and on_error == "raise":
+                row, reason = min(found.items())
+                raise InputError(f"{storage.describe(row)}: {reason}; {FIX}")
+            broken.update(found)
+            bar.advance(min(_CHUNK, count - start))
     return width, height, broken
 
 

@@ -15,7 +15,7 @@ import os
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ import torch
 from prunefast.data import native
 from prunefast.data.dataset import ImageDataset, Replace
 from prunefast.data.decode import fit_square
+from prunefast.data.threads import ThreadPool
 from prunefast.errors import InputError, MachineError, MissingDependencyError
 from prunefast.stream.order import check_whole
 from prunefast.stream.resample import resample
@@ -132,7 +133,7 @@ class DaliDecoder:
         """Yield (items, uint8 [n, R, R, 3] on the device) for index arrays of any order and size, without end if they
         have none. Errors as `ImageDataset.decode_ahead` raises them, when the turn of their batch comes.
         """
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="prunefast-dali")
+        pool = ThreadPool(self._threads, "prunefast-dali")
         waiting: deque[_Batch] = deque()
         try:
             for items in parts:
@@ -142,12 +143,12 @@ class DaliDecoder:
             while waiting:
                 yield self._next(waiting, pool, replace)
         finally:  # also when the caller breaks off, is interrupted, or drops the iterator
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown()
             if any(batch.runs for batch in waiting):
                 self._pipeline = None  # with what nobody will ask it for
 
     def _next(
-        self, waiting: deque[_Batch], pool: ThreadPoolExecutor, replace: Replace | None
+        self, waiting: deque[_Batch], pool: ThreadPool, replace: Replace | None
     ) -> tuple[np.ndarray, torch.Tensor]:
         """The first batch; the second begins before it is waited for, so that DALI works while the caller does."""
         for batch in (waiting[0], *list(waiting)[1:2]):
@@ -186,7 +187,7 @@ class DaliDecoder:
             self._failed(error)
         read.records.clear()  # DALI has a copy
 
-    def _finished(self, batch: _Batch, pool: ThreadPoolExecutor, replace: Replace | None) -> torch.Tensor:
+    def _finished(self, batch: _Batch, pool: ThreadPool, replace: Replace | None) -> torch.Tensor:
         """All images of the batch."""
         read = batch.read.result()
         rows, parts = [], []
@@ -215,7 +216,7 @@ class DaliDecoder:
         order = np.argsort(np.concatenate(rows), kind="stable")
         return torch.cat(parts)[moved(torch.from_numpy(order), self._device)]
 
-    def _from_dali(self, items: np.ndarray, pool: ThreadPoolExecutor) -> torch.Tensor:
+    def _from_dali(self, items: np.ndarray, pool: ThreadPool) -> torch.Tensor:
         """The next run of the pipeline, of these items: uint8 [n, R, R, 3]."""
         (output,) = self._pipeline.outputs()
         squares = torch.from_dlpack(output.as_tensor())

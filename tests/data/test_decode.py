@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from prunefast.data import decode, open_dataset
 
@@ -206,3 +207,40 @@ def test_decoding_in_threads_leaves_warnings_alone(tmp_path):
             thread.join()
         warnings.warn("after", stacklevel=1)
     assert [str(one.message) for one in caught] == [*(f"mine {k}" for k in range(200)), "after"]
+
+
+def png_chunks(blob):
+    at = 8
+    while at < len(blob):
+        length = int.from_bytes(blob[at : at + 4], "big")
+        yield blob[at : at + 12 + length]
+        at += 12 + length
+
+
+@pytest.mark.parametrize("where", ["before the pixels", "behind the pixels", "XMP"])
+def test_a_png_that_is_turned(make_picture, where):
+    """A PNG without any of these is not decoded to see how it lies (`probe` took as long as `decode`)."""
+    stored, blob = make_picture(3, 20, 12), io.BytesIO()
+    exif, info = Image.Exif(), PngInfo()
+    exif[0x0112] = 6
+    info.add_itxt("XML:com.adobe.xmp", '<rdf:Description tiff:Orientation="6"/>', zip=True)
+    Image.fromarray(stored).save(blob, "PNG", **({"pnginfo": info} if where == "XMP" else {"exif": exif}))
+    data = blob.getvalue()
+    if where == "behind the pixels":
+        chunks = list(png_chunks(data))
+        said = next(chunk for chunk in chunks if chunk[4:8] == b"eXIf")
+        data = data[:8] + b"".join(chunk for chunk in chunks[:-1] if chunk != said) + said + chunks[-1]
+    np.testing.assert_array_equal(decode.decode(data), np.rot90(stored, -1))
+    assert decode.probe(data) == decode.Header(12, 20, plain=False)
+
+
+def test_a_png_is_decoded_once(make_picture, monkeypatch):
+    blob = io.BytesIO()
+    Image.fromarray(make_picture(3, 20, 12)).save(blob, "PNG")
+    decoded = []
+    real = PngImageFile.load_end
+    monkeypatch.setattr(PngImageFile, "load_end", lambda self: (decoded.append(1), real(self))[1])
+    decode.probe(blob.getvalue())
+    assert decoded == []
+    decode.decode(blob.getvalue())
+    assert decoded == [1]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 
 import numpy as np
@@ -168,6 +169,32 @@ def test_a_fork_after_threads_have_started(folder, make_coreset, placement):
     assert (next(iterator).images == want).all()
 
 
+LARGE = """
+import sys, numpy as np
+from PIL import Image
+from prunefast.data import open_dataset
+Image.fromarray(np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), dtype=np.uint8)).save(sys.argv[1] + "/0.jpg")
+data = open_dataset(sys.argv[1], image_size=64)
+print("begun", flush=True)
+if sys.argv[2] == "images": data.images([0] * 1000)
+for _ in data.batches([0] * 1000, 256, threads=2): pass
+"""
+
+
+@pytest.mark.parametrize("way", ["images", "batches"])
+def test_ctrl_c_does_not_wait_for_many_large_images(tmp_path, way):
+    process = run(LARGE, tmp_path, way)
+    assert process.stdout.readline() == "begun\n"
+    time.sleep(0.3)
+    pressed = time.perf_counter()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    waited = time.perf_counter() - pressed
+    assert process.returncode == -signal.SIGINT
+    assert err.splitlines()[-1] == "KeyboardInterrupt"
+    assert waited < 1.5 * max(os.getloadavg()[0] / (os.cpu_count() or 1), 1.0)
+
+
 INTERRUPTED = """
 import sys, time, numpy as np
 from prunefast.data import open_dataset
@@ -200,6 +227,62 @@ def test_ctrl_c_ends_within_a_second(folder, tmp_path, placement):
 
 
 # --- code of users ---
+
+BLOCKED = """
+import sys, time, io, numpy as np
+from PIL import Image
+from prunefast.data import open_dataset
+from prunefast.stream import CoresetLoader
+class Hangs:
+    keys, signature = [str(k) for k in range(60)], ""
+    waits = False
+    def read(self, item):
+        if self.waits and item == 50: print("begun", flush=True); time.sleep(1000)
+        return blob
+class C: indices, fingerprint = np.arange(60), "a"
+file = io.BytesIO()
+Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(file, "PNG")
+blob = file.getvalue()
+source = Hangs()
+if sys.argv[1] == "opening": source.waits = True
+data = open_dataset(source)
+source.waits = True
+loader = CoresetLoader(data, C, batch_size=16, threads=2, placement=sys.argv[1], shuffle=False)
+for batch in loader: pass
+"""
+
+
+@pytest.mark.parametrize("where", ["opening", "memory", "disk"])
+def test_ctrl_c_does_not_wait_for_a_source_that_hangs(tmp_path, where):
+    process = run(BLOCKED, where)
+    assert process.stdout.readline() == "begun\n"
+    time.sleep(0.1)
+    pressed = time.perf_counter()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    waited = time.perf_counter() - pressed
+    assert process.returncode == -signal.SIGINT
+    assert err.splitlines()[-1] == "KeyboardInterrupt"
+    assert "Exception" not in err
+    assert waited < 1.0 * max(os.getloadavg()[0] / (os.cpu_count() or 1), 1.0)
+
+
+def test_an_iteration_is_closed_while_a_source_hangs(make_coreset):
+    """And goes on with the next image, when the source answers again."""
+    source, hangs = Own(), threading.Event()
+    data = open_dataset(source)
+    read = source.read
+    source.read = lambda item: (hangs.wait(60) if item == 30 else None, read(item))[1]
+    loader = CoresetLoader(data, make_coreset(np.arange(40)), batch_size=8, placement="disk", threads=1, shuffle=False)
+    iterator = iter(loader)
+    next(iterator)
+    began = time.perf_counter()
+    iterator.close()
+    assert time.perf_counter() - began < 5
+    assert loader.position == 8
+    hangs.set()
+    assert next(iter(loader)).index.tolist() == list(range(8, 16))
+
 
 
 class Own:

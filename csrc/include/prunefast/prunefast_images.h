@@ -40,6 +40,9 @@ PRUNEFAST_API int32_t prunefast_images_has_jpeg(void);
 /* This thread's last error of this module; never null. */
 PRUNEFAST_API const char* prunefast_images_last_error(void);
 
+/* Calls that run end at their next record, with an error, and all later ones at once: for a process that exits. */
+PRUNEFAST_API void prunefast_images_stop(void);
+
 /* XXH3 with 64 bits, seed 0, of `length` bytes. */
 PRUNEFAST_API uint64_t prunefast_xxh3(const void* data, int64_t length);
 
