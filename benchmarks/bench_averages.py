@@ -1,7 +1,7 @@
 """What moving averages cost beside the optimizer: the weights of unet-cifar10 (35.7 million), two threads by default.
 
 One round is 16 optimizer steps, with the averages as training updates them (`Ema.update`, which passes over memory when
-1 % of an average's width has gone by) after so many images of batch 128. Peer: diffusers' EMAModel, as its training
+2 % of an average's width has gone by) after so many images of batch 128. Peer: diffusers' EMAModel, as its training
 script calls it (every step), and with its foreach.
 
     pytest benchmarks/bench_averages.py --benchmark-columns=min,median

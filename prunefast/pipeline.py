@@ -693,13 +693,15 @@ def evaluate_run(
     out: Path,
     *,
     coreset: Coreset | None,
+    checkpoint: Path | None = None,
     progress: bool = False,
     **options: Any,
 ) -> Outcome:
-    """metrics.json at `out`. Done already where the samples and the options are those of the file."""
+    """metrics.json at `out`. Done already where the samples, the model and the options are those of the file."""
     request = {
         "samples": _digest(samples / PROTOCOL_FILE) if (samples / PROTOCOL_FILE).exists() else None,
         "coreset": coreset.fingerprint if coreset is not None else None,
+        "checkpoint": None if checkpoint is None else find_checkpoint(checkpoint)[1]["digest"],
         "reference": reference.fingerprint,
         "options": options,
     }
@@ -707,7 +709,7 @@ def evaluate_run(
         known = Evaluation.load(out)
         if _agrees(known.protocol.get("request"), request):
             return _evaluation_outcome(known, out, repeated=True)
-    result = evaluate(samples, reference, coreset=coreset, progress=progress, **options)
+    result = evaluate(samples, reference, coreset=coreset, checkpoint=checkpoint, progress=progress, **options)
     result.protocol["request"] = to_json(request)
     result.save(out)
     return _evaluation_outcome(result, out)

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import importlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -75,8 +76,22 @@ def build_parser(command: str | None = None) -> Parser:
             sub.add_argument("--json", action="store_true", help="end with one machine-readable line")
             sub.add_argument("--quiet", action="store_true", help="no progress")
             sub.add_argument("--debug", action="store_true", help="show tracebacks")
-            sub.set_defaults(call=module.main, parser=sub)
+            # arguments of the library that have other names here
+            sub.set_defaults(call=module.main, parser=sub, renamed=getattr(module, "RENAMED", {}))
     return parser
+
+
+def _as_typed(line: str, options: argparse.Namespace) -> str:
+    """An error of the library, which begins with the name of its argument, by the flag that was typed for it."""
+    name = re.match(r"\w+(?=:| is | are )", line)
+    if name is None:
+        return line
+    destination = options.renamed.get(name[0], name[0])
+    for action in options.parser._actions:
+        typed = action.dest == destination and getattr(options, destination, action.default) != action.default
+        if typed and action.option_strings:
+            return action.option_strings[-1] + line[name.end() :]
+    return line
 
 
 def _one_line(error: BaseException) -> str:
@@ -142,7 +157,7 @@ def _call(options: argparse.Namespace) -> int:
         return _share(options) if world().size > 1 else options.call(options) or 0
     except PrunefastError as error:
         failure: BaseException = error
-        status, line = error.exit_status, f"error: {_one_line(error)}"
+        status, line = error.exit_status, f"error: {_as_typed(_one_line(error), options)}"
     except KeyboardInterrupt as error:
         failure = error
         status, line = INTERRUPTED, _stopped(error)

@@ -311,6 +311,10 @@ def sampling(options: argparse.Namespace) -> dict[str, Any]:
 
     if options.sampler not in SAMPLERS:
         raise InputError(f"--sampler {options.sampler}: does not exist; there are {', '.join(SAMPLERS)}")
+    if options.sample_batch < 1:
+        raise InputError(f"--sample-batch {options.sample_batch}: must be at least 1")
+    if not 0 <= options.sample_seed < 2**64:
+        raise InputError(f"--sample-seed {options.sample_seed}: must be from 0 to 2^64 - 1")
     return {
         "sampler": options.sampler,
         "steps": options.steps,

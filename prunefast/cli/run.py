@@ -115,7 +115,15 @@ def _run(
     done("train", pipeline.train_run(config, data, coreset, progress=show))
     done("sample", pipeline.sample_run(run.path, options.samples, progress=show, device=options.device, **sampling))
     evaluated = pipeline.evaluate_run(
-        run.samples, data, run.metrics, coreset=coreset, progress=show, device=device, **encoder
+        run.samples,
+        data,
+        run.metrics,
+        coreset=coreset,
+        checkpoint=run.path,
+        held_out=config.holdout if isinstance(config.holdout, str) else None,
+        progress=show,
+        device=device,
+        **encoder,
     )
     done("evaluate", evaluated)
     done("report", pipeline.report_run(run))

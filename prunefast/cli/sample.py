@@ -3,6 +3,8 @@ from pathlib import Path
 
 from prunefast.cli import common
 
+RENAMED = {"prompts": "prompt", "labels": "label"}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CKPT", help="a run folder, its train folder or one checkpoint-* folder")

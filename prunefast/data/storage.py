@@ -179,13 +179,18 @@ class Storage:
         """
         if container not in self._maps:
             descriptor = self.descriptor(container)
-            with self._lock, contextlib.suppress(OSError, ValueError):
-                file = mmap.mmap(descriptor, self.containers[container][1], prot=mmap.PROT_READ)
-                if hasattr(mmap, "MADV_RANDOM"):
-                    file.madvise(mmap.MADV_RANDOM)  # reading ahead would read what was not chosen
-                self._maps[container] = np.frombuffer(file, dtype=np.uint8)
-            self._maps.setdefault(container, None)
+            with self._lock:
+                if container not in self._maps:  # a second map would free the first, which others copy from by now
+                    self._maps[container] = self._map(container, descriptor)
         return self._maps[container]
+
+    def _map(self, container: int, descriptor: int) -> np.ndarray | None:
+        with contextlib.suppress(OSError, ValueError):
+            file = mmap.mmap(descriptor, self.containers[container][1], prot=mmap.PROT_READ)
+            if hasattr(mmap, "MADV_RANDOM"):
+                file.madvise(mmap.MADV_RANDOM)  # reading ahead would read what was not chosen
+            return np.frombuffer(file, dtype=np.uint8)
+        return None
 
     def _read_file(self, item: int, limit: int | None = None) -> bytes:
         path = os.path.join(self.root, self.names[item])

@@ -17,10 +17,11 @@ from prunefast.errors import InputError
 from prunefast.evaluate import sources
 from prunefast.evaluate.features import as_features, seeded_subset
 from prunefast.evaluate.frechet import frechet_distance
-from prunefast.evaluate.gap import DRAWS, MOST_IMAGES, batches_of, fixed_losses, gap_of
+from prunefast.evaluate.gap import DRAWS, MOST_IMAGES, fixed_losses, gap_of
 from prunefast.evaluate.inception import inception_metrics, load_torch_fidelity
 from prunefast.evaluate.kid import DEGREE, kernel_distance
 from prunefast.evaluate.memorisation import PERCENTILE, memorisation
+from prunefast.evaluate.model import Subject, open_model
 from prunefast.evaluate.overfitting import overfitting_signs
 from prunefast.evaluate.precision_recall import precision_recall
 from prunefast.evaluate.result import Evaluation
@@ -111,8 +112,9 @@ def evaluate(
     if metrics is not None and "denoising_gap" in wanted and checkpoint is None:
         raise InputError("checkpoint: 'denoising_gap' is measured with the model; give checkpoint=")
     model = None
-    if checkpoint is not None and "denoising_gap" in wanted:
-        model = sources.open_model(checkpoint, [trained_on] if unseen is None else [trained_on, unseen], device)
+    if checkpoint is not None and kept is not None:
+        model = open_model(checkpoint, trained_on, kept, unseen, device)
+        kept = model.coreset
     if k < 1:
         raise InputError(f"k: {k} is not at least 1")
     network = make_encoder(
@@ -150,8 +152,8 @@ def evaluate(
             z = y if trained_on is real else embed(trained_on, network, **settings)
             others = z[kept.dropped] if unseen is None else embed(unseen, network, **settings)
             _memorisation(values, protocol, x, z, others, kept, fake, chosen, seed)
-    if model is not None and kept is not None:
-        _denoising_gap(values, protocol, warnings, model, trained_on, kept, unseen, seed, progress)
+    if model is not None and "denoising_gap" in wanted:
+        _denoising_gap(values, protocol, warnings, model, unseen, seed, progress)
     if "class_counts" in wanted:
         counts = sources.class_counts(fake, chosen, real)
         if counts is not None:
@@ -248,30 +250,35 @@ def _denoising_gap(
     values: dict[str, Any],
     protocol: dict[str, Any],
     warnings: list[str],
-    model: Any,
-    trained_on: ImageDataset,
-    kept: Coreset,
+    model: Subject,
     unseen: ImageDataset | None,
     seed: int,
     progress: bool,
 ) -> None:
-    others, rows = (trained_on, kept.dropped) if unseen is None else (unseen, np.arange(len(unseen)))
+    kept, held_out = model.coreset, model.set_aside
+    data = model.data
+    if unseen is not None:
+        data, rows, described = unseen, np.arange(len(unseen)), _describe(unseen)
+    elif held_out is not None:
+        rows, described = held_out, "set aside by training"
+    else:
+        rows, described = kept.dropped, f"left out by {kept.manifest.get('method')}"
+    if model.of_another_coreset:
+        warnings.append("the checkpoint was trained on another coreset: its denoising gap compares the wrong images")
     if len(rows) < 2 or len(kept) < 2:
         warnings.append("the denoising gap needs 2 images trained on and 2 that were not: left out; give held_out=")
         return
     picked = [seeded_subset(len(part), MOST_IMAGES, seed, purpose=5) for part in (kept.indices, rows)]
     with show_progress("denoising gap", sum(map(len, picked)), silent=not progress) as bar:
         losses = [
-            fixed_losses(
-                model.model, model.loss, batches_of(data, part, model.num_classes is not None), seed=seed, bar=bar
-            )
-            for data, part in ((trained_on, kept.indices[picked[0]]), (others, rows[picked[1]]))
+            fixed_losses(model.measured, images, part, seed=seed, bar=bar)
+            for images, part in ((model.data, kept.indices[picked[0]]), (data, rows[picked[1]]))
         ]
     values["denoising_gap"] = gap_of(*losses).as_dict()
     protocol["denoising_gap"] = {
         "checkpoint": model.digest,
         "weights": "EMA",
-        "held_out": _describe(unseen) if unseen is not None else f"left out by {kept.manifest.get('method')}",
+        "held_out": described,
         "draws": DRAWS,
         "seed": seed,
     }

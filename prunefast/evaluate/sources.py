@@ -1,7 +1,7 @@
 """What may be evaluated and against what: arrays, data sets and folders, brought to the reference's image size."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,18 +97,6 @@ def choose(data: ImageDataset, n: int | None, seed: int) -> NDArray[np.int64]:
     if not 2 <= n <= len(data):
         raise InputError(f"n: {n} is not between 2 and the {len(data):,} samples that are there")
     return seeded_subset(len(data), int(n), seed, purpose=0)
-
-
-def open_model(checkpoint: str | os.PathLike[str], data: Sequence[ImageDataset], device: Any) -> Any:
-    """A `TrainedNetwork` that goes with every one of `data`, in float32 with its average weights."""
-    from prunefast.score.surrogate import checked_network
-    from prunefast.train.step import pick_device
-
-    target = pick_device("auto" if device is None else str(device))
-    network = checked_network(Path(checkpoint), data[0], target, True)
-    for other in data[1:]:
-        network.check_data(other, "held_out")
-    return network
 
 
 def class_counts(data: ImageDataset, chosen: NDArray[np.int64], reference: ImageDataset) -> dict[str, int] | None:

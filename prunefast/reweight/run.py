@@ -202,6 +202,7 @@ def _grouping(groups: Any, data: "ImageDataset", coreset: "Coreset") -> _Groupin
 
 
 def _check_reference(network: TrainedNetwork, plan: Plan) -> None:
+    network.check_plain("reference")
     network.check_data(plan.data, "reference")
     for name, theirs, ours in (
         ("process", network.loss.process.name, plan.loss.process.name),

@@ -103,6 +103,7 @@ def checked_network(path: Path, data: Any, device: Any, ema: bool, state: State 
     if getattr(data, "latents", None) is not None:
         raise InputError(f"data: {data.path} holds latents, these scores are of images; give the images")
     network = load_network(path, device, ema=ema, state=state)
+    network.check_plain("checkpoint")
     network.check_data(data, "checkpoint")
     return network
 

@@ -1,5 +1,6 @@
 """Training on captions: what the loop needs to know of them, and the network that is told them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,21 @@ class _Encoding:
     def __call__(self, numbers: Tensor) -> Tensor:
         with torch.autocast(numbers.device.type, enabled=False):
             return self.encoder([self.texts[number] for number in numbers.tolist()])
+
+
+class Remembered:
+    """texts -> float32 [n, tokens, width] on the CPU, each encoded once: those of held-out images come again at every
+    measurement."""
+
+    def __init__(self, encoder: TextEncoder):
+        self.encoder = encoder
+        self._known: dict[str, Tensor] = {}
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if new:
+            self._known |= zip(new, self.encoder(new).cpu(), strict=True)
+        return torch.stack([self._known[text] for text in texts])
 
 
 def make_text(config: TrainConfig, data: ImageDataset, module: nn.Module | None) -> TextCondition | None:

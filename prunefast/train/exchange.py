@@ -7,6 +7,7 @@ imports prunefast.
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -301,19 +302,36 @@ def _process(scheduler: Any, folder: Path) -> tuple[str, str]:
     if kind == "FlowMatchEulerDiscreteScheduler" and scheduler.get("shift", 1.0) == 1.0:
         return "flow", "flow"
     if kind in ("DDPMScheduler", "DDIMScheduler"):
-        for process, schedule in SCHEDULES.items():
-            wanted = _scheduler(process, "eps")
-            ends = ("num_train_timesteps", *(("beta_start", "beta_end") if process != "ddpm-cosine" else ()))
-            defaults = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
-            same = all(scheduler.get(key, defaults[key]) == wanted[key] for key in ends)
-            if scheduler.get("beta_schedule", "linear") == schedule and same:
-                for prediction, theirs in PREDICTIONS.items():
-                    if scheduler.get("prediction_type", "epsilon") == theirs:
-                        return process, prediction
+        process = _chain(scheduler)
+        for prediction, theirs in PREDICTIONS.items():
+            if process is not None and scheduler.get("prediction_type", "epsilon") == theirs:
+                return process, prediction
     raise InputError(
         f"{folder / 'scheduler'}: is none that prunefast has a process for; there are DDPM and DDIM with linear "
-        "(0.0001 ... 0.02) or squaredcos_cap_v2 betas over 1,000 steps, and flow matching with shift 1"
+        "(0.0001 ... 0.02, times 1,000 / steps), scaled_linear (0.00085 ... 0.012) or squaredcos_cap_v2 betas, and "
+        "flow matching with shift 1"
     )
+
+
+def _chain(scheduler: Mapping[str, Any]) -> str | None:
+    """The process with the betas of a DDPMScheduler, None where there is none."""
+    if scheduler.get("rescale_betas_zero_snr") or scheduler.get("trained_betas") is not None:
+        return None
+    given = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", **scheduler}
+    for base, schedule in SCHEDULES.items():
+        if given["beta_schedule"] != schedule:
+            continue
+        steps = given["num_train_timesteps"]
+        process = base if steps == 1000 else f"{base}:{steps}"
+        try:
+            wanted = _scheduler(process, "eps")
+            ends = () if base == "ddpm-cosine" else ("beta_start", "beta_end")
+            # their configurations have rounded 20 / steps to what a person writes
+            same = all(math.isclose(given[key], wanted[key], rel_tol=1e-6) for key in ends)
+        except (InputError, TypeError):  # no whole number of steps, or betas above 1
+            return None
+        return process if same else None
+    return None
 
 
 # --- network: our UNet <-> UNet2DModel ---

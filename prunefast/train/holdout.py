@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from prunefast.data import ImageDataset, open_dataset
 from prunefast.data.latents import LatentDataset
 from prunefast.errors import InputError
-from prunefast.evaluate.gap import DenoisingGap, batches_of, fixed_losses, gap_of
+from prunefast.evaluate.gap import DenoisingGap, Measured, fixed_losses, gap_of
 from prunefast.evaluate.overfitting import overfitting_signs
+from prunefast.evaluate.set_aside import seeded_order, set_aside
 from prunefast.select import Coreset
 from prunefast.train.config import TrainConfig
 
@@ -36,14 +36,15 @@ class Holdout:
     training: NDArray[np.int64]
     every_lines: int
 
-    def measure(self, model: nn.Module, loss: Any, labelled: bool, autocast: Any) -> dict[str, float]:
+    def measure(self, measured: Measured, autocast: Any) -> dict[str, float]:
         """The entries of a line of metrics; the network is left in the mode it was in."""
+        model = measured.model
         mode = model.training
         model.eval()
         try:
             with autocast:
                 trained, held_out = (
-                    fixed_losses(model, loss, batches_of(data, items, labelled), draws=DRAWS)
+                    fixed_losses(measured, data, items, draws=DRAWS)
                     for data, items in ((self.training_data, self.training), (self.data, self.items))
                 )
         finally:
@@ -62,43 +63,46 @@ def overfitting(record: dict[str, Any]) -> str | None:
     return next(iter(overfitting_signs({"denoising_gap": measured.as_dict()}, 0, 0) or []), None)
 
 
-def set_aside(config: TrainConfig, data: ImageDataset, coreset: Coreset) -> tuple[Coreset, Holdout | None]:
+def make_holdout(config: TrainConfig, data: ImageDataset, coreset: Coreset) -> tuple[Coreset, Holdout | None]:
     """The coreset to train on and what is held out of it, or another data set's images; the coreset and None where the
     run holds nothing out."""
     if config.holdout is None:
         return coreset, None
-    if isinstance(data, LatentDataset):
-        raise InputError("holdout: is not measured on latents; leave it out")
-    for key in ("patch_p", "learn_sigma", "mask_ratio", "text_encoder"):
-        if getattr(config, key):
-            raise InputError(f"holdout: is not measured with {key}; leave one of them out")
-    order = _order(len(coreset), config.seed, 0)
+    left: Coreset | None
     if isinstance(config.holdout, str):
-        others = open_dataset(config.holdout).with_image_size(data.image_size)
-        if data.labels is not None and list(others.classes) != list(data.classes):
-            raise InputError(f"holdout: {config.holdout} has other classes than the data")
-        items, kept = np.arange(len(others)), order
+        others, left = _open_others(config, data), coreset
+        items = np.arange(len(others))
     else:
-        others, count = data, round(config.holdout * len(coreset))
-        items, kept = coreset.indices[np.sort(order[:count])], order[count:]
-        rows = np.sort(kept)
-        coreset = Coreset.from_indices(
-            data,
-            coreset.indices[rows],
-            coreset.weights[rows],
-            clusters=coreset.clusters,
-            manifest={key: coreset.manifest[key] for key in ("method", "options", "direction", "seed")}
-            | {"held_out": count},
-        )
-    if len(items) < 2 or len(kept) < 2:
-        raise InputError(f"holdout: {len(items)} images held out and {len(kept)} to train on; at least 2 are needed")
-    size = min(IMAGES, len(items), len(coreset))
-    held_out = items[np.sort(_order(len(items), config.seed, 1)[:size])]
-    training = coreset.indices[np.sort(_order(len(coreset), config.seed, 2)[:size])]
+        others = data
+        left, items = set_aside(data, coreset, config.holdout, config.seed)
+    if len(items) < 2 or left is None or len(left) < 2:
+        kept = 0 if left is None else len(left)
+        raise InputError(f"holdout: {len(items)} images held out and {kept} to train on; at least 2 are needed")
+    size = min(IMAGES, len(items), len(left))
+    held_out = items[np.sort(seeded_order(len(items), config.seed, 1)[:size])]
+    training = left.indices[np.sort(seeded_order(len(left), config.seed, 2)[:size])]
     every = config.holdout_every_images
     lines = LINES if every is None else max(round(every / config.status_every_images), 1)
-    return coreset, Holdout(others, held_out, data, training, lines)
+    return left, Holdout(others, held_out, data, training, lines)
 
 
-def _order(count: int, seed: int, purpose: int) -> NDArray[np.int64]:
-    return np.random.Generator(np.random.Philox(key=[seed, 0x401D0 + purpose])).permutation(count)
+def _open_others(config: TrainConfig, data: ImageDataset) -> ImageDataset:
+    """The images of `holdout`, which must be told and denoised as those of the data are."""
+    name = config.holdout
+    assert isinstance(name, str)
+    others = open_dataset(name)
+    if isinstance(others, LatentDataset) != isinstance(data, LatentDataset):
+        wanted = "latents, as the data" if isinstance(data, LatentDataset) else "images, as the data"
+        raise InputError(f"holdout: {name} must hold {wanted} (prunefast encode-latents makes latents of images)")
+    if isinstance(data, LatentDataset) and _made_by(others) != _made_by(data):
+        raise InputError(f"holdout: {name} holds latents of another autoencoder or size than the data")
+    others = others.with_image_size(data.image_size)
+    if config.text_encoder is not None and others.captions is None:
+        raise InputError(f"holdout: {name} has no captions; give images with captions, or a share of the coreset")
+    if config.text_encoder is None and data.labels is not None and list(others.classes) != list(data.classes):
+        raise InputError(f"holdout: {name} has other classes than the data")
+    return others
+
+
+def _made_by(data: Any) -> Any:
+    return dataclasses.replace(data.latents, vae="")  # wherever the autoencoder lay

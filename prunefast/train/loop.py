@@ -134,11 +134,18 @@ def train_plan(
             over = _is_over(config, recorded["images"], recorded["seconds"])
             if over and distributed.on_main(lambda: _was_summarised(folder, recorded["images"])):
                 return _result(folder, path, repeated=True)
-        with forked_generators(plan.device), repeatable_algorithms(plan.device, config.deterministic):
+        with (
+            forked_generators(plan.device),
+            repeatable_algorithms(plan.device, config.deterministic),
+            warnings.catch_warnings(),
+        ):
+            # of FSDP2: who writes into a layer's output loses a hook. No network of ours does
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
             run = (make_run or _Run)(plan, build_parts(plan), folder, found)
             try:
                 run.train(progress and distributed.is_main())
             finally:
+                run.parts.gradient.close()
                 if run.metrics is not None:
                     run.metrics.close()
         return _result(folder, run.checkpoint)
@@ -311,8 +318,7 @@ class _Run:
         holdout, plan = self.plan.holdout, self.plan
         if holdout is None or line % holdout.every_lines:
             return {}
-        loss, precision = plan.loss.to(self.device), autocast(self.device, plan.recipe["precision"])
-        found = holdout.measure(self.parts.model, loss, plan.num_classes is not None, precision)
+        found = holdout.measure(self.parts.measured, autocast(self.device, plan.recipe["precision"]))
         before, self.overfitting = self.overfitting, overfitting(found)
         if self.overfitting and not before and self.world.is_main:
             warnings.warn(f"after {self.images:,} images {self.overfitting}: overfitting is suspected", stacklevel=2)

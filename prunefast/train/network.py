@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunefast.data.latents import LatentScale
 from prunefast.diffusion import DenoisingLoss
 from prunefast.errors import InputError
 from prunefast.models import build_model
@@ -32,6 +33,9 @@ class TrainedNetwork:
     precision: str
     digest: str
     config: dict[str, Any]  # of the run that trained it, as `TrainConfig.to_dict` gives it
+    latents: LatentScale | None  # what it makes, where it makes no images
+    coreset: str | None  # fingerprint of what it was trained on, where that is known
+    text: dict[str, str] | None  # the text model ("folder", "digest") of a network that is told captions
 
     def check_data(self, data: Any, argument: str) -> None:
         """InputError where the images or classes of `data` are not those the network was trained on."""
@@ -41,12 +45,6 @@ class TrainedNetwork:
                 f"gives {data.image_size or 'several sizes'}; open it with image_size={self.image_size}"
             )
         network: dict[str, Any] = self.model.config  # type: ignore[assignment]
-        for key, option in (("coordinates", "patch_p"), ("learn_sigma", "learn_sigma")):
-            if network.get(key):
-                raise InputError(
-                    f"{argument}: {self.path} was trained with {option}, which is not measured with here; give one "
-                    "trained without it"
-                )
         latents = getattr(data, "latents", None)
         if network["channels"] != (3 if latents is None else latents.channels):
             ours = "images" if latents is None else f"latents of {latents.channels} channels"
@@ -55,6 +53,17 @@ class TrainedNetwork:
             )
         if self.num_classes is not None and list(data.classes) != self.classes:
             raise InputError(f"{argument}: {self.path} was trained on other classes ({_listed(self.classes)})")
+
+    def check_plain(self, argument: str) -> None:
+        """InputError for a network that answers with, or is told, more than the images' targets and classes."""
+        network: dict[str, Any] = self.model.config  # type: ignore[assignment]
+        special = {"patch_p": network.get("coordinates"), "learn_sigma": network.get("learn_sigma")}
+        for option, present in {**special, "text_encoder": self.text is not None}.items():
+            if present:
+                raise InputError(
+                    f"{argument}: {self.path} was trained with {option}, which is not measured with here; give one "
+                    "trained without it"
+                )
 
 
 def load_network(
@@ -71,8 +80,7 @@ def load_network(
     """
     path, state = find_checkpoint(checkpoint) if state is None else (Path(checkpoint), state)
     recipe, network = state["recipe"], state["model"]
-    if state.get("text") is not None:
-        raise InputError(f"{path}: was trained on captions, which is not measured with here; give one without them")
+    latents = state.get("latents")
     with torch.random.fork_rng(devices=[]):  # fresh weights are drawn before the checkpoint's are read over them
         model = build_model(**network)
     load_weights(path, model, ema=ema)
@@ -87,6 +95,9 @@ def load_network(
         precision=recipe["precision"],
         digest=state["digest"],
         config=state["config"],
+        latents=None if latents is None else LatentScale(**latents),
+        coreset=recipe.get("coreset"),
+        text=state.get("text"),
     )
 
 

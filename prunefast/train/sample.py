@@ -109,7 +109,7 @@ def sample(
         table = _embed(texts, state["text"], text_encoder)
     elif prompts is not None or text_encoder is not None:
         key = "prompts" if prompts is not None else "text_encoder"
-        raise InputError(f"{key}: the model of {path} was not trained on captions; leave {key} out")
+        raise InputError(f"{key}: the model of {path} was not trained on captions; leave it out")
     latents = None if state.get("latents") is None else LatentScale(**state["latents"])
     if latents is None and vae is not None:
         raise InputError(f"vae: the model of {path} makes images, not latents; leave it out")

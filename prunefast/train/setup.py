@@ -16,17 +16,18 @@ from prunefast.data.latents import LatentDataset, LatentScale
 from prunefast.diffusion import DenoisingLoss, HybridLoss, PatchSchedule, TokenMasking
 from prunefast.diffusion.patches import LATENT_LEVELS, PIXEL_LEVELS
 from prunefast.errors import InputError
+from prunefast.evaluate.gap import Measured
 from prunefast.models import MDT, MaskedDiT, ModuleNetwork, build_model, count_parameters
 from prunefast.models.adapter import takes_labels
 from prunefast.select import Coreset
 from prunefast.stream import CoresetLoader, DynamicPruning
 from prunefast.stream.dali import import_dali
 from prunefast.stream.draw import make_draw
-from prunefast.train.captions import TextCondition, make_text
+from prunefast.train.captions import Remembered, TextCondition, make_text
 from prunefast.train.config import TrainConfig, read_class_weights, recipe
 from prunefast.train.ema import Ema, named_weights
 from prunefast.train.events import load_wandb
-from prunefast.train.holdout import Holdout, set_aside
+from prunefast.train.holdout import Holdout, make_holdout
 from prunefast.train.optim import Updater
 from prunefast.train.state import load_initial_weights
 from prunefast.train.step import (
@@ -136,7 +137,7 @@ def make_plan(config: TrainConfig, data: ImageDataset, coreset: Coreset, module:
         load_wandb()
     if config.loader == "dali":
         import_dali()
-    coreset, holdout = set_aside(config, data, coreset)
+    coreset, holdout = make_holdout(config, data, coreset)
     device = pick_device(config.device)
     groups = weighted_groups(config, data, coreset)
     names = data.classes if config.class_weights_of == "classes" else _cluster_names(groups)
@@ -334,6 +335,7 @@ class Parts:
     pruning: DynamicPruning | None
     gradient: WholeBatch
     shards: "Shards | None"  # None: every process has the whole network
+    measured: Measured  # the network as held-out images are measured with it
 
 
 def make_step(
@@ -361,6 +363,20 @@ def make_step(
         masking=plan.masking,
         latents=plan.latents,
         timesteps=config.timesteps,
+    )
+
+
+def make_measured(plan: Plan, model: nn.Module) -> Measured:
+    """`model`, on its device, as held-out images are measured with it."""
+    config: dict[str, Any] = plan.model.config  # type: ignore[assignment]
+    return Measured(
+        model,
+        plan.loss.to(plan.device),
+        labelled=plan.num_classes is not None,
+        captions=None if plan.text is None else Remembered(plan.text.encoder),
+        coordinates=config.get("coordinates", False),
+        timesteps=plan.config.timesteps or (0.0, 1.0),
+        latents=plan.latents,
     )
 
 
@@ -420,4 +436,5 @@ def build_parts(plan: Plan) -> Parts:
     )
     ema = Ema(model, config.ema_half_life_images, config.ema_ramp_up, config.ema_sigma_rel)
     updater = ShardedUpdater(model, config) if sharded else Updater(model, config)
-    return Parts(model, step, ema, updater, loader, pruning, gradient, Shards(model) if sharded else None)
+    shards = Shards(model) if sharded else None
+    return Parts(model, step, ema, updater, loader, pruning, gradient, shards, make_measured(plan, model))

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from prunefast import ops
 from prunefast.data.latents import LatentScale
 from prunefast.diffusion import DenoisingLoss, Patch, PatchSchedule, TokenMasking, Weighting, make_weighting
+from prunefast.diffusion.latents import draw_latents
 from prunefast.diffusion.patches import crop_coordinates
 from prunefast.errors import InputError
 from prunefast.models.dropout import dropout_layers, keyed_dropout
@@ -145,7 +146,9 @@ class TrainingStep:
         patch: the size of this step, of `patches`. masked: whether `masking` masks this step.
         """
         position = batch.position
-        images = batch.images if self.latents is None else self._drawn(batch.images, position, self.latents)
+        images = batch.images
+        if self.latents is not None:
+            images = draw_latents(images, self.latents, self.seed, position)
         device = images.device
         process = self.loss.process
 
@@ -208,12 +211,6 @@ class TrainingStep:
         )
         self.observe(batch.index, share, errors)
         return loss
-
-    def _drawn(self, moments: Tensor, position: Tensor, latents: LatentScale) -> Tensor:
-        """A draw from the autoencoder's posterior, scaled for the network: [B, 2 C, R, R] -> [B, C, R, R]."""
-        mean, std = moments.chunk(2, dim=1)
-        drawn = ops.randn_philox(mean.shape, self.seed, position, Stream.LATENT)
-        return (torch.addcmul(mean, std, drawn) - latents.shift) * latents.scale
 
     def _uniform(self, position: Tensor, stream: Stream) -> Tensor:
         return ops.uniform_philox((len(position),), self.seed, position, stream)

@@ -5,9 +5,8 @@ of the batch's B weighs m / B, so the sum of all gradients, over micro-batches a
 batch, whatever the cut. What is random in a step follows from the images' positions, so a micro-batch that did not fit
 is simply done again in halves.
 
-Ranks exchange gradients once, after the last micro-batch, not while it runs backward as DistributedDataParallel does:
-they first have to agree that everybody's memory sufficed. That costs the time of the exchange (4 bytes a parameter,
-twice over the wire) that DDP would hide behind the backward pass.
+Ranks add their gradients while the last micro-batch runs backward (gradients.py), and then agree whether everybody's
+memory sufficed.
 """
 
 import dataclasses
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from prunefast import distributed
 from prunefast.diffusion import Patch
 from prunefast.errors import InputError, MachineError
+from prunefast.train.gradients import GradientSum
 from prunefast.train.step import derived_seed, seed_generators
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ class WholeBatch:
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []  # of the micro-batches of this step
         if observe is not None:
             step.observe = lambda *of_images: self._seen.append(of_images)
+        shares_gradients = self.world.size > 1 and not sharded
+        self._gradients = GradientSum(model.parameters()) if shares_gradients else None
         persistent = model.state_dict().keys()  # statistics of norm layers: a repeated step must not count twice
         self._buffers = [buffer for name, buffer in model.named_buffers() if name in persistent]
 
@@ -77,14 +79,16 @@ class WholeBatch:
         before = [buffer.clone() for buffer in self._buffers]
         while True:
             loss = self._attempt(batch, begin, patch, masked)
+            if self._gradients is not None:
+                self._gradients.wait()
             if not self._agree(loss is None):
                 break
             self._forget(before)
             self._halve()
         assert loss is not None
-        if self.world.size > 1:
-            gradients = [] if self.sharded else [p.grad for p in self.model.parameters() if p.grad is not None]
-            distributed.add_over_ranks([*gradients, loss])
+        if self._gradients is not None:
+            self._gradients.put()
+        distributed.add_over_ranks([loss])
         if self.observe is not None:
             self.observe(*self._of_all_ranks())
         return loss
@@ -112,10 +116,7 @@ class WholeBatch:
             if not is_out_of_memory(error):
                 raise
         if self.sharded and self.world.size > 1:  # the others wait inside the network, for this rank's part of a layer
-            raise MachineError(
-                f"batch_device: {self.batch_device} images at a time do not fit into the memory of {self.device}; "
-                "give fewer"
-            )
+            raise MachineError(self._too_many_for_shards())
         return None  # outside of the handler: the error holds the frames, and they the activations
 
     def _accumulate(self, batch: "Batch", begin: int, patch: Patch | None, masked: bool) -> Tensor:
@@ -128,6 +129,8 @@ class WholeBatch:
                 self.model.set_requires_gradient_sync(start + len(part) == len(batch))  # type: ignore[operator]
             first = begin + self.world.rank + start * self.world.size
             seed_generators(self.device, derived_seed("step", self.seed, first))
+            if self._gradients is not None and start + len(part) == len(batch):
+                self._gradients.last_backward()
             if len(part) != images:  # exact for powers of two; by the weight, which costs no pass of its own
                 part = dataclasses.replace(part, weight=part.weight * (len(part) / images))
             loss = self.step(part, patch, masked=masked)
@@ -146,7 +149,14 @@ class WholeBatch:
                 parameter.grad = torch.zeros_like(parameter)
         return bool(failed_somewhere)
 
+    def close(self) -> None:
+        """Leave the model as it was found."""
+        if self._gradients is not None:
+            self._gradients.close()
+
     def _forget(self, buffers: Sequence[Tensor]) -> None:
+        if self._gradients is not None:
+            self._gradients.drop()
         for parameter in self.model.parameters():
             parameter.grad = None
         for buffer, before in zip(self._buffers, buffers, strict=True):
@@ -168,6 +178,13 @@ class WholeBatch:
                 f"going on with {self.batch_device}, from the same step",
                 stacklevel=2,
             )
+
+    def _too_many_for_shards(self) -> str:
+        what = f"batch_device: {self.batch_device} images at a time do not fit into the memory of {self.device}"
+        if self.batch_device == 1:
+            return f"{what} even in parts of a network; take a smaller model or image_size, or more devices"
+        fewer = self.batch_device // 2
+        return f"{what}; start again with batch_device={fewer} (--batch-device {fewer}): what was saved is kept"
 
     def _of_all_ranks(self) -> Iterator[Tensor]:
         """What the micro-batches of all ranks told, each [B] in order of position."""

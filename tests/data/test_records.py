@@ -3,6 +3,7 @@ would not say.
 """
 
 import io
+import mmap
 import os
 import signal
 import subprocess
@@ -266,6 +267,29 @@ def test_a_busy_main_thread_does_not_stop_reading(kind, tmp_path, write_folder, 
         sum(range(1000))
     assert done.is_set()
     thread.join()
+
+
+def test_a_file_is_mapped_once_by_threads_that_ask_at_once(tmp_path, monkeypatch):
+    """A second map took the place of the first, and the first was unmapped under the thread that copied from it."""
+    np.save(tmp_path / "a.npy", np.zeros((4, 8, 8, 3), np.uint8))
+    storage = open_dataset(tmp_path / "a.npy")._storage
+    made = []
+    original = mmap.mmap
+
+    def slow(*arguments, **options):
+        time.sleep(0.1)  # the others come here meanwhile
+        made.append(1)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(mmap, "mmap", slow)
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(storage.mapped(0))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert all(one is found[0] for one in found)
 
 
 @pytest.mark.parametrize("handler", ["faulthandler", "none", "own"])

@@ -13,7 +13,7 @@ from prunefast.cli import main
 from prunefast.data import from_arrays
 from prunefast.errors import InputError
 from prunefast.evaluate import evaluate, memorisation, vendi_score
-from prunefast.evaluate.gap import batches_of, fixed_losses, gap_of
+from prunefast.evaluate.gap import Measured, fixed_losses, gap_of
 from prunefast.evaluate.overfitting import overfitting_signs
 
 
@@ -79,7 +79,7 @@ def test_losses_are_those_of_fixed_times_and_noises():
             return self.gain * x
 
     items = np.arange(69, -1, -1)
-    found = fixed_losses(Network(), loss, batches_of(data, items, False), seed=5, draws=4)
+    found = fixed_losses(Measured(Network(), loss), data, items, seed=5, draws=4)
     assert found.shape == (70, 4)
     for number, k in ((0, 0), (3, 2), (69, 3)):
         t = torch.tensor([int((k + 0.5) / 4 * 1000)])
@@ -90,7 +90,7 @@ def test_losses_are_those_of_fixed_times_and_noises():
         answer = 0.5 * (math.sqrt(kept) * clean + math.sqrt(1 - kept) * noise)
         assert found[number, k] == pytest.approx(((answer - noise) ** 2).mean(), rel=1e-4)
     # the same images as another set meet the same noise: no gap at all
-    again = fixed_losses(Network(), loss, batches_of(data, items.copy(), False), seed=5, draws=4)
+    again = fixed_losses(Measured(Network(), loss), data, items.copy(), seed=5, draws=4)
     assert gap_of(found, again).gap == 0
 
 
@@ -165,6 +165,22 @@ def test_an_untrained_model_has_no_gap(learned, tmp_path):
     gap = result.metrics["denoising_gap"]
     assert abs(gap["gap"]) < 4 * gap["standard_error"]
     assert result.metrics["overfitting"] == {"suspected": False, "signs": []}
+
+
+def test_what_training_set_aside_is_held_out(tmp_path):
+    """Of a coreset of all images there is nothing left out; its training knew what it set aside."""
+    data = from_arrays(np.random.default_rng(2).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
+    config = pf.TrainConfig(out=str(tmp_path), images=32, batch_size=16, model="unet-tiny", device="cpu", holdout=0.25)
+    pf.train(config, data)
+    everything = pf.Coreset.full(data)
+    result = evaluate(data.images(range(20)), data, coreset=everything, checkpoint=tmp_path)
+    assert result.metrics["denoising_gap"]["images"] == [30, 10]
+    assert result.protocol["denoising_gap"]["held_out"] == "set aside by training"
+    assert result.protocol["memorisation"]["training_images"] == 30
+    assert not any("another coreset" in warning for warning in result.warnings)
+    other = pf.select(data, method="random", keep=0.5, seed=9)
+    wrong = evaluate(data.images(range(20)), data, coreset=other, checkpoint=tmp_path)
+    assert any("trained on another coreset" in warning for warning in wrong.warnings)
 
 
 def test_held_out_images_of_their_own(learned):

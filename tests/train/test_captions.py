@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 import torch
 
+import prunefast as pf
 from prunefast.cli import main
 from prunefast.data import open_dataset
 from prunefast.encode.latents import encode_latents
 from prunefast.encode.text import Captions, TextEncoder, encode_captions
 from prunefast.errors import InputError
-from prunefast.ops import uniform_philox
+from prunefast.ops import randn_philox, uniform_philox
 from prunefast.ops.philox import Stream
 from prunefast.train import TrainConfig, export_model, read_metrics, sample, train
+from prunefast.train.holdout import make_holdout
+from prunefast.train.network import load_network
 from prunefast.train.setup import build_parts, make_plan, open_inputs
 from prunefast.train.state import WEIGHT_FILES, find_checkpoint
 
@@ -193,6 +196,46 @@ def test_train_resume_sample_and_export(latents, make_config, pipeline, diffuser
     averaged = load_file(find_checkpoint(straight.out)[0] / "ema.safetensors")
     assert {f"network.{name}" for name in unet} <= set(averaged)
     assert all(torch.equal(averaged[f"network.{name}"], tensor) for name, tensor in unet.items())
+
+
+def test_held_out_images_are_told_their_captions(latents, make_config, pipeline, tmp_path):
+    """With lr 0 against diffusers' own UNet, autoencoder and text model; while it trains and afterwards."""
+    config = make_config(holdout=0.5, holdout_every_images=8, lr=0.0)
+    train(config)
+    line = [line for line in read_metrics(tmp_path / "run/train/metrics.jsonl") if "held_out_loss" in line][-1]
+    _, holdout = make_holdout(config, latents, pf.Coreset.full(latents))
+
+    def expected(moments, items, captions, draws):
+        mean, std = torch.from_numpy(moments).permute(0, 3, 1, 2).chunk(2, dim=1)
+        places = torch.arange(len(items))
+        clean = (mean + std * randn_philox(mean.shape, 0, places, Stream.LATENT)) * 0.7
+        text = TextEncoder(pipeline)([captions[item] or "" for item in items])
+        unet = load_network(config.out, ema=False).model.network
+        kept = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+        found = []
+        for k in range(draws):
+            t = int((k + 0.5) / draws * 1000)
+            noise = randn_philox(clean.shape, 0, places, 512 + k)
+            x = kept[t] ** 0.5 * clean + (1 - kept[t]) ** 0.5 * noise
+            with torch.no_grad():
+                answer = unet(x.float(), torch.full((len(x),), t), encoder_hidden_states=text).sample
+            found.append((answer - noise).double().square().mean(dim=(1, 2, 3)))
+        return float(torch.stack(found).mean())
+
+    wanted = expected(latents.images(holdout.items), holdout.items, CAPTIONS, 4)
+    assert line["held_out_loss"] == pytest.approx(wanted, rel=1e-4)
+
+    photos = open_dataset(tmp_path / "photos.parquet")
+    everything = pf.Coreset.full(photos)
+    result = pf.evaluate(photos.images(range(6)), photos, coreset=everything, checkpoint=config.out, encoder="pixels")
+    rows = np.sort(holdout.items)
+    gap = result.metrics["denoising_gap"]
+    assert gap["images"] == [3, 3]
+    assert gap["held_out"] == pytest.approx(expected(latents.images(rows), rows, CAPTIONS, 8), rel=1e-4)
+    # other images, which are encoded as the training images were
+    result = pf.evaluate(photos.images(range(6)), photos, coreset=everything, checkpoint=config.out, held_out=photos)
+    gap, rows = result.metrics["denoising_gap"], np.arange(6)
+    assert gap["held_out"] == pytest.approx(expected(latents.images(rows), rows, CAPTIONS, 8), rel=1e-3)
 
 
 def test_errors(latents, make_config, pipeline, tmp_path):

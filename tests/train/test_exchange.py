@@ -15,7 +15,7 @@ from prunefast.diffusion import Denoiser, ddim, euler, make_process
 from prunefast.errors import InputError
 from prunefast.models import build_model
 from prunefast.train import find_checkpoint, train
-from prunefast.train.exchange import _to_ours, _to_theirs, _unet_config
+from prunefast.train.exchange import _process, _to_ours, _to_theirs, _unet_config
 from prunefast.train.state import load_weights
 
 # 128 channels are the fewest whose norms all have 32 groups
@@ -172,6 +172,36 @@ def test_a_model_of_diffusers_own(diffusers, tmp_path) -> None:
         renamed[name] = tensor
     ours = _to_ours(model, renamed, tmp_path)
     assert all(torch.equal(ours[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("options", "process"),
+    [
+        ({}, "ddpm-linear"),
+        ({"num_train_timesteps": 4000, "beta_schedule": "squaredcos_cap_v2"}, "ddpm-cosine:4000"),
+        ({"num_train_timesteps": 500, "beta_start": 2e-4, "beta_end": 0.04}, "ddpm-linear:500"),
+        (
+            {"num_train_timesteps": 250, "beta_schedule": "scaled_linear", "beta_start": 0.0034, "beta_end": 0.048},
+            "ddpm-scaled-linear:250",
+        ),
+        ({"num_train_timesteps": 500}, None),  # the noise would not end where ours does
+        ({"beta_end": 0.03}, None),
+        ({"rescale_betas_zero_snr": True}, None),
+        ({"trained_betas": [0.1, 0.2]}, None),
+    ],
+)
+def test_chains_of_any_length_are_read(options, process, diffusers, tmp_path) -> None:
+    scheduler = diffusers.DDPMScheduler(**options)
+    if process is None:
+        with pytest.raises(InputError, match="is none that prunefast has a process for"):
+            _process(dict(scheduler.config, _class_name="DDPMScheduler"), tmp_path)
+        return
+    assert _process(dict(scheduler.config, _class_name="DDPMScheduler"), tmp_path) == (process, "eps")
+    ours = pf.diffusion.make_process(process)
+    t = torch.arange(ours.steps)
+    torch.testing.assert_close(
+        ours.alpha_sigma(t, torch.float64)[0] ** 2, scheduler.alphas_cumprod.double(), rtol=2e-4, atol=1e-6
+    )
 
 
 def test_the_preset_corresponds_one_to_one() -> None:

@@ -14,7 +14,7 @@ import pytest
 from prunefast.train import TIMING_KEYS, TrainConfig, read_metrics, train
 from prunefast.train.state import WEIGHT_FILES, find_checkpoint
 
-KILLS = 3
+KILLS = 20
 
 
 @pytest.fixture
