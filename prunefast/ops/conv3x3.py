@@ -87,7 +87,7 @@ class _Conv3x3(torch.autograd.Function):
         return (
             _gradient_x(gradient, _innermost(weight)) if of_x else None,
             _gradient_weight(gradient, x) if of_weight else None,
-            gradient.sum((0, 2, 3), dtype=torch.float32) if of_bias else None,
+            gradient.sum((2, 3), dtype=torch.float32).sum(0) if of_bias else None,
         )
 
 
