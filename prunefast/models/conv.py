@@ -9,8 +9,8 @@ from prunefast.ops.conv3x3 import can_speed_up, fast_conv3x3
 class Conv3x3(nn.Conv2d):
     """Stride 1 and a border of one pixel of zeros: `nn.Conv2d(inputs, outputs, 3, padding=1)`, parameters and all.
 
-    Under bfloat16 autocast on a CPU it goes through the kernel of `prunefast.ops.conv3x3` where that is faster, with the
-    float32 weights, which are then never rounded themselves; everywhere else through torch's convolution.
+    Under bfloat16 autocast on a CPU it goes through the kernel of `prunefast.ops.conv3x3` where that is faster, with
+    the float32 weights, which are then never rounded themselves; everywhere else through torch's convolution.
     """
 
     def __init__(self, inputs: int, outputs: int):

@@ -31,7 +31,7 @@ inline Words interleave(vf first, vf second) {
   return _mm512_permutexvar_epi16(order, narrow(first, second));
 }
 
-inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
 
 // V = B^T d B of 16 values d[row][column].
 inline void transform_input(const vf d[16], vf v[16]) {
@@ -231,11 +231,12 @@ void conv_products(const uint16_t* v, int64_t rows, int64_t channels, const uint
 }
 
 void conv_pair_products(const uint32_t* w, const uint32_t* v, int64_t panels, int64_t pairs, int64_t room, bool add,
-                        float* out, int64_t inputs) {
+                        float* out) {
+  for (int64_t i = 0; i < 16 * kConvColumns; i += 16) prefetch(out + 16 * kConvColumns + i);
   if (panels == 4)
-    multiply_rows<4, 16>(16, w, 1, v, room * 16, pairs, add, out, inputs);
+    multiply_rows<4, 16>(16, w, 1, v, room * 16, pairs, add, out, kConvColumns);
   else
-    multiply_rows<2, 16>(16, w, 1, v, room * 16, pairs, add, out, inputs);
+    multiply_rows<2, 16>(16, w, 1, v, room * 16, pairs, add, out, kConvColumns);
 }
 
 void conv_output(const ConvShape* s, const float* products, int64_t plane, int64_t first, int64_t count,
@@ -275,10 +276,10 @@ void conv_output(const ConvShape* s, const float* products, int64_t plane, int64
   }
 }
 
-// dg = G^T dU G of one output channel.
-void conv_filter_gradient(const float* products, int64_t plane, int64_t inputs, float* out) {
+// dg = G^T dU G.
+void conv_filter_gradient(const float* products, int64_t plane, int64_t count, int64_t inputs, float* out) {
   const vf half = splat(0.5f);
-  for (int64_t c = 0; c < inputs; c += 16) {
+  for (int64_t c = 0; c < count; c += 16) {
     vf t[12];
     for (int j = 0; j < 4; ++j) {
       const vf a = load(products + j * plane + c), b = load(products + (4 + j) * plane + c),

@@ -181,10 +181,11 @@ struct ConvKernels {
                       int64_t room, uint32_t* out, int64_t plane);
   void (*gradient_pairs)(const ConvShape* s, const uint16_t* dy, const uint16_t* zeros, int64_t first, int64_t pairs,
                          int64_t room, uint32_t* out, int64_t plane);
-  // One plane: 16 output channels by `panels` panels of inputs, summed over pairs, to rows of `inputs`.
+  // One plane: 16 output channels by `panels` (2 or 4) panels of inputs, summed over pairs, to rows of kConvColumns.
   void (*pair_products)(const uint32_t* w, const uint32_t* v, int64_t panels, int64_t pairs, int64_t room, bool add,
-                        float* out, int64_t inputs);
-  void (*filter_gradient)(const float* products, int64_t plane, int64_t inputs, float* out);  // [3, 3, inputs]
+                        float* out);
+  // One output channel and `count` of its inputs: [3, 3], `inputs` elements apart.
+  void (*filter_gradient)(const float* products, int64_t plane, int64_t count, int64_t inputs, float* out);
 };
 extern const ConvKernels kernels_avx512conv;
 
