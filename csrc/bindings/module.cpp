@@ -140,4 +140,19 @@ PYBIND11_MODULE(_native, m) {
     args.gradient_scale = pointer<float>(at(11)), args.gradient_shift = pointer<float>(at(12));
     run([&] { return prunefast_group_norm_silu_backward(&args); });
   });
+  m.def("conv3x3_available", [] { return prunefast_conv3x3_available() != 0; });
+  // sizes: samples, height, width, inputs, outputs, threads; tensors: x, weight, bias, gradient of y, then y and the
+  // gradients of x and weight, of which those that are not 0 are written.
+  m.def("conv3x3", [](const py::tuple& sizes, const py::tuple& tensors) {
+    prunefast_conv3x3_args args = {};
+    int64_t* const counts[] = {&args.samples, &args.height, &args.width, &args.inputs, &args.outputs};
+    for (size_t i = 0; i < 5; ++i) *counts[i] = sizes[i].cast<int64_t>();
+    args.threads = sizes[5].cast<int32_t>();
+    const auto at = [&](size_t i) { return tensors[i].cast<uintptr_t>(); };
+    args.x = pointer<void>(at(0));
+    args.weight = pointer<float>(at(1)), args.bias = pointer<float>(at(2));
+    args.gradient_y = pointer<void>(at(3));
+    args.y = pointer<void>(at(4)), args.gradient_x = pointer<void>(at(5)), args.gradient_weight = pointer<float>(at(6));
+    run([&] { return prunefast_conv3x3(&args); });
+  });
 }

@@ -102,6 +102,13 @@ const Screening* const* screenings() {
   }
 }
 
+const ConvKernels* conv_kernels() {
+#if defined(PRUNEFAST_WIDE)
+  if (chosen() >= PRUNEFAST_AVX512BF16) return &kernels_avx512conv;
+#endif
+  return nullptr;
+}
+
 const PopcountKernels* popcount_kernels() {
 #if defined(PRUNEFAST_WIDE)
   if (chosen() >= PRUNEFAST_AVX512 && features().avx512popcnt) return &kernels_avx512popcnt;

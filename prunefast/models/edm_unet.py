@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from prunefast.errors import InputError
 from prunefast.models.attention import attend
+from prunefast.models.conv import Conv3x3
 from prunefast.models.dropout import Dropout
 from prunefast.models.embedding import check_condition, sinusoids
 from prunefast.models.norm import GroupNormSiLU
@@ -91,11 +92,11 @@ class EDMBlock(nn.Module):
         super().__init__()
         self.style, self.resample = style, resample
         self.norm1 = GroupNormSiLU(inputs, style.norm_eps)
-        self.conv1 = _initialised(nn.Conv2d(inputs, outputs, 3, padding=1), style)
+        self.conv1 = _initialised(Conv3x3(inputs, outputs), style)
         self.embedding = _initialised(nn.Linear(embedding_width, outputs * (2 if style.scale_shift else 1)), style)
         self.norm2 = GroupNormSiLU(outputs, style.norm_eps)
         self.dropout = Dropout(dropout)
-        self.conv2 = _initialised(nn.Conv2d(outputs, outputs, 3, padding=1), style, style.last_gain)
+        self.conv2 = _initialised(Conv3x3(outputs, outputs), style, style.last_gain)
         projected = inputs != outputs or (resample is not None and style.project_resampled)
         self.shortcut = _initialised(nn.Conv2d(inputs, outputs, 1), style) if projected else None
         self.attention = _Attention(outputs, style) if attention else None
@@ -212,7 +213,7 @@ class EDMUNet(nn.Module):
 
         # adm's first block widens, ddpmpp's first convolution stays at `width` too
         first = widths[0] if chosen.late_label else width
-        self.head = _initialised(nn.Conv2d(self.inputs, first, 3, padding=1), chosen)
+        self.head = _initialised(Conv3x3(self.inputs, first), chosen)
         self.down = nn.ModuleList()
         current, skips = first, [first]
         for level, level_width in enumerate(widths):
@@ -234,7 +235,7 @@ class EDMUNet(nn.Module):
                 current = widths[level]
         self.tail_norm = GroupNormSiLU(current, chosen.norm_eps)
         outputs = channels * (2 if learn_sigma else 1)
-        self.tail = _initialised(nn.Conv2d(current, outputs, 3, padding=1), chosen, chosen.last_gain)
+        self.tail = _initialised(Conv3x3(current, outputs), chosen, chosen.last_gain)
 
     def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         check_condition(x, time, labels, self.inputs, self.num_classes)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from prunefast.errors import InputError
 from prunefast.models.attention import attend
+from prunefast.models.conv import Conv3x3
 from prunefast.models.dropout import Dropout
 from prunefast.models.embedding import LabelEmbedding, check_condition, sinusoids
 from prunefast.models.norm import GroupNormSiLU
@@ -32,7 +33,8 @@ def _initialise(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> None:
 
 
 def _conv(inputs: int, outputs: int, kernel: int, gain: float = 1.0, stride: int = 1, padding: int = 0) -> nn.Conv2d:
-    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding)
+    plain = (kernel, stride, padding) == (3, 1, 1)
+    layer = Conv3x3(inputs, outputs) if plain else nn.Conv2d(inputs, outputs, kernel, stride, padding)
     _initialise(layer, gain)
     return layer
 

@@ -2,6 +2,7 @@
 
 from prunefast.ops.add_noise import add_noise
 from prunefast.ops.backends import backends
+from prunefast.ops.conv3x3 import conv3x3
 from prunefast.ops.crop import Boxes
 from prunefast.ops.denoising_loss import denoising_loss
 from prunefast.ops.gaussian import Gaussian, fit_gaussian, gaussian_log_likelihood
@@ -22,6 +23,7 @@ __all__ = [
     "Stream",
     "add_noise",
     "backends",
+    "conv3x3",
     "denoising_loss",
     "fit_gaussian",
     "fit_ppca",

@@ -186,6 +186,37 @@ def group_norm_silu_backward(
     return result, of_weight, of_bias, of_scale, of_shift
 
 
+def conv3x3(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Of bfloat16 x and float32 weight, both channels_last."""
+    y = _image_like(x, weight.shape[0])
+    _native.conv3x3(_conv_sizes(x, y), tuple(map(address, (x, weight, bias, None, y, None, None))))
+    return y
+
+
+def conv3x3_gradient_x(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    result = _image_like(gradient, weight.shape[1])
+    tensors = (None, weight, None, gradient, None, result, None)
+    _native.conv3x3(_conv_sizes(result, gradient), tuple(map(address, tensors)))
+    return result
+
+
+def conv3x3_gradient_weight(gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """float32."""
+    shape = (gradient.shape[1], x.shape[1], 3, 3)
+    result = torch.empty(shape, dtype=torch.float32, memory_format=torch.channels_last)
+    _native.conv3x3(_conv_sizes(x, gradient), tuple(map(address, (x, None, None, gradient, None, None, result))))
+    return result
+
+
+def _image_like(x: torch.Tensor, channels: int) -> torch.Tensor:
+    shape = (x.shape[0], channels, *x.shape[2:])
+    return torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+
+
+def _conv_sizes(x: torch.Tensor, y: torch.Tensor) -> tuple[int, ...]:
+    return (x.shape[0], x.shape[2], x.shape[3], x.shape[1], y.shape[1], threads())
+
+
 def _norm_sizes(x: torch.Tensor, groups: int, silu: bool, eps: float) -> tuple:
     pixels = math.prod(x.shape[2:])
     return (x.shape[0], pixels, x.shape[1], groups, DTYPES[x.dtype], silu, threads(), eps)

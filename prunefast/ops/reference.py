@@ -123,3 +123,16 @@ def group_norm_silu(x, groups, weight, bias, scale=None, shift=None, eps=1e-5):
         per_sample = x.shape[:2] + (1,) * (x.ndim - 2)
         y = y * (1 + np.reshape(scale, per_sample)) + np.reshape(shift, per_sample)
     return y / (1 + np.exp(-y))
+
+
+def conv3x3(x, weight, bias=None):
+    """Stride 1, a border of one pixel of zeros."""
+    x, weight = np.asarray(x, np.float64), np.asarray(weight, np.float64)
+    height, width = x.shape[2:]
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    y = np.zeros((len(x), len(weight), height, width))
+    for row in range(3):
+        for column in range(3):
+            seen = padded[:, :, row : row + height, column : column + width]
+            y += np.einsum("ncyx,oc->noyx", seen, weight[:, :, row, column])
+    return y if bias is None else y + np.asarray(bias, np.float64)[:, None, None]

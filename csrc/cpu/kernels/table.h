@@ -177,6 +177,40 @@ struct PopcountKernels {
   decltype(Kernels::hamming_scan) hamming_scan;
 };
 
+constexpr int64_t kConvChannels = 32;  // channels of a convolution come in multiples of this
+constexpr int64_t kConvColumns = 64;   // output channels that a block of tiles is multiplied for at a time
+
+struct ConvShape {
+  int64_t samples, height, width, inputs, outputs;
+};
+
+// Pieces of a 3 x 3 convolution by Winograd's method, see avx512conv.cpp. Every transformed array has 16 planes, `plane`
+// elements apart. Tiles are numbered row by row, sample by sample; those past the last are zeros.
+struct ConvKernels {
+  // 16 filters [panel * 16, + 16) of float32 weight [outputs, 3, 3, inputs] as words [depth / 2][16]; `backward`: of the
+  // convolution that gives the gradient of the input.
+  void (*filters)(const float* weight, int64_t inputs, bool backward, int64_t depth, int64_t panel, uint32_t* out,
+                  int64_t plane);
+  void (*input)(const ConvShape* s, const uint16_t* x, const uint16_t* zeros, int64_t first, int64_t count,
+                uint16_t* out, int64_t plane);  // [count][inputs]
+  // One plane: [rows][channels] times `panels` (2 or 4) panels of filters, to rows of kConvColumns.
+  void (*products)(const uint16_t* v, int64_t rows, int64_t channels, const uint32_t* filters, int64_t panels,
+                   float* out);
+  void (*output)(const ConvShape* s, const float* products, int64_t plane, int64_t first, int64_t count, int64_t panels,
+                 const float* bias, uint16_t* y, int64_t from);
+  // Words of two neighbouring tiles, [channels / 16][room][16]: of the input, and of the gradient of the output.
+  void (*input_pairs)(const ConvShape* s, const uint16_t* x, const uint16_t* zeros, int64_t first, int64_t pairs,
+                      int64_t room, uint32_t* out, int64_t plane);
+  void (*gradient_pairs)(const ConvShape* s, const uint16_t* dy, const uint16_t* zeros, int64_t first, int64_t pairs,
+                         int64_t room, uint32_t* out, int64_t plane);
+  // One plane: 16 output channels by `panels` (2 or 4) panels of inputs, summed over pairs, to rows of kConvColumns.
+  void (*pair_products)(const uint32_t* w, const uint32_t* v, int64_t panels, int64_t pairs, int64_t room, bool add,
+                        float* out);
+  // One output channel and `count` of its inputs: [3, 3], `inputs` elements apart.
+  void (*filter_gradient)(const float* products, int64_t plane, int64_t count, int64_t inputs, float* out);
+};
+extern const ConvKernels kernels_avx512conv;
+
 extern const Kernels kernels_baseline;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
@@ -190,6 +224,7 @@ extern const PopcountKernels kernels_avx512popcnt;
 
 const Kernels& kernels();  // the chosen set; cpu/features.cpp
 const Screening* const* screenings();
+const ConvKernels* conv_kernels();          // null where the processor or the chosen set has none
 const PopcountKernels* popcount_kernels();  // null where the processor or the chosen set has none
 
 }  // namespace prunefast

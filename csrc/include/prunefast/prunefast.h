@@ -162,6 +162,24 @@ typedef struct {
 PRUNEFAST_API int32_t prunefast_group_norm_silu(const prunefast_group_norm_args* args);
 PRUNEFAST_API int32_t prunefast_group_norm_silu_backward(const prunefast_group_norm_args* args);
 
+/* A 3 x 3 convolution with stride 1 and a border of one pixel of zeros, by Winograd's F(2 x 2, 3 x 3); docs/ops/conv3x3.md.
+ * Images are contiguous [samples, height, width, channels] of bfloat16, filters [outputs, 3, 3, inputs] of float32;
+ * channels are multiples of 32. Only where prunefast_conv3x3_available() is 1. */
+typedef struct {
+  int64_t samples, height, width, inputs, outputs;
+  int32_t threads;
+  const void* x;       /* of the forward call and of the gradient of the filters */
+  const float* weight; /* of the forward call and of the gradient of x */
+  const float* bias;   /* [outputs], or null */
+  const void* gradient_y;
+  void* y;                /* out, forward */
+  void* gradient_x;       /* out */
+  float* gradient_weight; /* out */
+} prunefast_conv3x3_args;
+PRUNEFAST_API int32_t prunefast_conv3x3_available(void);
+/* Writes whichever of y, gradient_x and gradient_weight are not null. */
+PRUNEFAST_API int32_t prunefast_conv3x3(const prunefast_conv3x3_args* args);
+
 /* Pairs of hashes at most `threshold` bits apart. A self-join (y null) gives each pair once: row i lists the rows j > i.
  */
 typedef struct {
