@@ -694,10 +694,12 @@ def evaluate_run(
     *,
     coreset: Coreset | None,
     checkpoint: Path | None = None,
+    features: Path | None = None,
     progress: bool = False,
     **options: Any,
 ) -> Outcome:
-    """metrics.json at `out`. Done already where the samples, the model and the options are those of the file."""
+    """metrics.json at `out`. Done already where the samples, the model and the options are those of the file.
+    `features`: of the reference, used where `options` name their encoder."""
     request = {
         "samples": _digest(samples / PROTOCOL_FILE) if (samples / PROTOCOL_FILE).exists() else None,
         "coreset": coreset.fingerprint if coreset is not None else None,
@@ -709,7 +711,8 @@ def evaluate_run(
         known = Evaluation.load(out)
         if _agrees(known.protocol.get("request"), request):
             return _evaluation_outcome(known, out, repeated=True)
-    result = evaluate(samples, reference, coreset=coreset, checkpoint=checkpoint, progress=progress, **options)
+    given: dict[str, Any] = {"coreset": coreset, "checkpoint": checkpoint, "reference_features": features}
+    result = evaluate(samples, reference, **given, progress=progress, **options)
     result.protocol["request"] = to_json(request)
     result.save(out)
     return _evaluation_outcome(result, out)

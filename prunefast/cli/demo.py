@@ -68,7 +68,13 @@ def main(options: argparse.Namespace) -> int:
             common.say(options, f"{name}: trained: {trained}")
             pipeline.sample_run(arm.path, SAMPLES, progress=show, **SAMPLING)
             evaluated = pipeline.evaluate_run(
-                arm.samples, data, arm.metrics, coreset=coreset, encoder="pixels", progress=show
+                arm.samples,
+                data,
+                arm.metrics,
+                coreset=coreset,
+                features=run.features,
+                encoder="pixels",
+                progress=show,
             )
             rows.append({"arm": name, "kept": len(coreset), **_numbers(trained.facts, evaluated.facts["metrics"])})
         page = pipeline.report_run(run, arms=arms, title="prunefast demo: handwritten digits")

@@ -120,6 +120,7 @@ def _run(
         run.metrics,
         coreset=coreset,
         checkpoint=run.path,
+        features=run.features,
         held_out=config.holdout if isinstance(config.holdout, str) else None,
         progress=show,
         device=device,

@@ -55,15 +55,8 @@ def embed(
         device = default_device()
     made = make_encoder(encoder, trust=trust, device=device, **options)
     data = with_one_size(data, made)
-    request = {
-        "data_fingerprint": getattr(data, "fingerprint", None),
-        "image_size": getattr(data, "image_size", None),
-        "encoder": made.manifest(),
-        "batch_size": int(batch_size),
-    }
-    target = None if out is None else FeatureFile(out, len(data), request)
-    reusable = made.reusable and request["data_fingerprint"] is not None
-    if target is not None and reusable:
+    target = None if out is None else _feature_file(out, data, made, batch_size)
+    if target is not None and _reusable(data, made):
         finished = target.finished()
         if finished is not None:
             return finished
@@ -78,6 +71,29 @@ def embed(
         again = functools.partial(make_encoder, made) if learns else again
     encoding = _Encoding(data, first, int(batch_size), threads, again, made)
     return _encode_all(encoding, progress) if target is None else _encode_to_file(encoding, target, progress)
+
+
+def embedded(
+    path: str | os.PathLike[str], data: Any, encoder: Encoder, *, batch_size: int = 256
+) -> np.ndarray | None:
+    """What `embed(data, encoder, out=path, batch_size=batch_size)` has written before; None where it has not."""
+    if not _reusable(data, encoder):
+        return None
+    return _feature_file(path, with_one_size(data, encoder), encoder, batch_size).finished()
+
+
+def _feature_file(path: str | os.PathLike[str], data: Any, encoder: Encoder, batch_size: int) -> FeatureFile:
+    request = {
+        "data_fingerprint": getattr(data, "fingerprint", None),
+        "image_size": getattr(data, "image_size", None),
+        "encoder": encoder.manifest(),
+        "batch_size": int(batch_size),
+    }
+    return FeatureFile(path, len(data), request)
+
+
+def _reusable(data: Any, encoder: Encoder) -> bool:
+    return encoder.reusable and getattr(data, "fingerprint", None) is not None
 
 
 class _Encoding:

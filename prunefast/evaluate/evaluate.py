@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import prunefast
 from prunefast.data import ImageDataset
-from prunefast.encode import Encoder, embed, make_encoder
+from prunefast.encode import Encoder, embed, embedded, make_encoder
 from prunefast.encode.registry import default_device
 from prunefast.errors import InputError
 from prunefast.evaluate import sources
@@ -53,7 +53,7 @@ def evaluate(
     n: int | None = None,
     k: int = 3,
     image_size: int | None = None,
-    reference_features: NDArray[np.floating] | None = None,
+    reference_features: NDArray[np.floating] | str | os.PathLike[str] | None = None,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
     device: Any = None,
@@ -87,7 +87,8 @@ def evaluate(
     k           neighbours of precision and recall
     image_size  compare R x R squares; default: the reference's own size. Samples of another size are resized, and the
                 protocol says so.
-    reference_features   float [M, D] of the reference in this encoder (RUN/features.npy), if they are there already
+    reference_features   float [M, D] of the reference in this encoder, if they are there already; or the path of a file
+                of `embed` (RUN/features.npy), taken where it is of this reference, encoder and batch_size
     out         write metrics.json there
 
     Raises InputError for fewer than 2 samples, NaN features (naming the image), a coreset of other data, and
@@ -139,6 +140,8 @@ def evaluate(
 
     if any(metric in wanted for metric in FEATURE_METRICS):
         settings: dict[str, Any] = {"batch_size": batch_size, "threads": threads, "progress": progress}
+        if isinstance(reference_features, str | os.PathLike):
+            reference_features = embedded(reference_features, real, network, batch_size=batch_size)
         if reference_features is None:
             y = embed(real, network, **settings)  # fits an encoder that learns: the reference goes first
         else:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from prunefast.data import from_arrays, open_dataset
-from prunefast.encode import make_encoder
+from prunefast.encode import embed, make_encoder
 from prunefast.errors import InputError, InputTypeError, MissingDependencyError
 from prunefast.evaluate import Evaluation, evaluate, frechet_distance
 from prunefast.select import Coreset
@@ -187,6 +187,28 @@ def test_reference_features_are_used_and_checked(reference):
         evaluate(fake, reference, reference_features=features[:, ::-1])
     with pytest.raises(InputError, match="119 rows"):
         evaluate(fake, reference, reference_features=features[:-1])
+
+
+def test_a_file_of_reference_features_is_taken_where_it_fits(reference, tmp_path, monkeypatch):
+    embedded_anew = []
+
+    def spy(data, encoder, **settings):
+        embedded_anew.append(len(data))
+        return embed(data, encoder, **settings)
+
+    features = tmp_path / "features.npy"
+    embed(reference, "pixels", out=features)
+    fake = pictures(8, 40)
+    plain = evaluate(fake, reference)
+    monkeypatch.setattr(sys.modules["prunefast.evaluate.evaluate"], "embed", spy)
+    given = evaluate(fake, reference, reference_features=features)
+    assert given.metrics == pytest.approx(plain.metrics, rel=1e-5)
+    assert embedded_anew == [40]
+    for other in (tmp_path / "missing.npy", features):  # the second: made in other batches than are asked for
+        embedded_anew.clear()
+        again = evaluate(fake, reference, reference_features=other, batch_size=64)
+        assert again.metrics == pytest.approx(plain.metrics, rel=1e-5)
+        assert embedded_anew == [len(reference), 40]
 
 
 def test_only_the_metrics_asked_for(reference):
