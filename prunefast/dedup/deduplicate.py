@@ -123,6 +123,8 @@ def ask(level: str, threshold: Any, most: Any, given: Mapping[str, Any]) -> Ques
 
 def _number(name: str, value: Any, limit: float) -> float:
     number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if limit == 0 and value != 0:
+        raise InputError(f"{name}: exact duplicates are at distance 0; leave it out")
     if not number or not 0 <= value <= limit:
         raise InputError(f"{name}: must be a number from 0 to {limit:g} at this level, not {value!r}")
     return float(value)

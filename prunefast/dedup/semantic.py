@@ -2,7 +2,7 @@
 
 The distance is that of SemDeDup (Abbas et al., arXiv 2303.09540), searched over everything and not within k-means
 clusters, so that no pair is missed where a cluster ends. Time N^2 D by the native core. Memory: a copy of the features
-in float32 and about 50 bytes a pair, no N x N.
+in float32 and about 60 bytes a pair (100 to make the groups), no N x N.
 """
 
 from collections.abc import Iterator

@@ -160,7 +160,8 @@ class _Parts:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return "no .npz of arrays" if "pickle" in line else line  # NumPy offers to run what is in it
 
 
 def _check(index: np.ndarray, distance: np.ndarray) -> None:

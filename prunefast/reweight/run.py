@@ -195,7 +195,9 @@ def _grouping(groups: Any, data: "ImageDataset", coreset: "Coreset") -> _Groupin
     counts = np.bincount(mine, minlength=len(names))
     if (counts == 0).any():
         empty = names[int(np.argmin(counts))]
-        raise InputError(f"groups: no image of {empty!r} is in the coreset; keep some of every class (per_class=True)")
+        fix = {"classes": "keep some of every class (per_class=True)", "own": "leave it out, or keep some of it"}
+        more = fix.get(kind, "select with quota='equal', or with fewer clusters")
+        raise InputError(f"groups: no image of {empty!r} is in the coreset; {more}")
     if len(names) < 2:
         raise InputError("groups: there is one group only; nothing can be weighed against it")
     return _Grouping(kind, names, of_item.astype(np.int64), counts)

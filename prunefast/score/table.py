@@ -78,6 +78,8 @@ def load_manifests(path: str | os.PathLike[str], dataset: Any = None) -> dict[st
 
 
 def _read(path: str | os.PathLike[str], dataset: Any) -> tuple[pa.Table, dict[str, Any]]:
+    if not os.path.lexists(path):
+        raise InputError(f"{path}: no such file; run prunefast score first")
     table, whole = read_parquet(path, REMAKE)
     check_version(path, whole, FORMAT_VERSION, REMAKE)
     fingerprint, columns = whole.get("data_fingerprint"), whole.get("columns")
