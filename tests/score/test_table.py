@@ -90,7 +90,7 @@ def test_bad_scores(path, column, scores, words):
 
 
 def test_missing(path):
-    with pytest.raises(InputError, match="no such file; score again"):
+    with pytest.raises(InputError, match="no such file; run prunefast score first"):
         load_scores(path, "gaussian")
     save_scores(path, Data(), "random", np.zeros(4))
     with pytest.raises(InputError, match="has no scores 'gaussian'; there are random; name one"):
