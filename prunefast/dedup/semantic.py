@@ -95,12 +95,15 @@ def close_pairs(
     """
     total, limit = len(x), 2 * max_threshold  # the squared distance of unit rows is 2 - 2 cos
     rows, known = (np.arange(total), None) if given is None else given
-    keys, values = _keyed(*known, total) if known is not None else (np.zeros(0, np.int64), np.zeros(0, np.float32))
-    parts, found = [(keys, values)], len(keys)
+    none = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
+    row, other, squared = none if known is None else known
+    parts = [_keyed(row, other, squared, total)]
+    found = len(parts[0][0])
     for start in range(0, len(rows) if total > 1 else 0, _ROWS):
         for row, other, squared in _neighbours(x, rows[start : start + _ROWS], limit):
             if given is None:  # the other row finds the pair as well
-                row, other, squared = (column[row < other] for column in (row, other, squared))
+                once = row < other
+                row, other, squared = row[once], other[once], squared[once]
             parts.append(_keyed(row, other, squared, total))
             found += len(parts[-1][0])
             if found > MAX_PAIRS:

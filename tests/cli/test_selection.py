@@ -172,7 +172,10 @@ def test_what_a_deduplication_leaves_too_few(prunefast, run: Path) -> None:
     [
         (("--keep-n", 97), "--keep-n: must be between 1 and the number of images, 96, not 97"),
         (("--keep-n", 90, "--class-target", "0=1"), "class '0' has 32 images for a quota of 90"),
-        (("--method", "d2", "--score", "broken", "--keep", 0.5), "scores.parquet: no such file; run prunefast score first"),
+        (
+            ("--method", "d2", "--score", "broken", "--keep", 0.5),
+            "scores.parquet: no such file; run prunefast score first",
+        ),
         (("--method", "prototypes", "--keep", 0.5, "--option", "class_floor=0.5"), "class_floor: per_class splits"),
         (("--method", "d2", "--keep", 0.5, "--option", "beta=1.5"), "beta: must be below 1, not 1.5"),
         (("--method", "ppca", "--keep", 0.5, "--option", "components=0"), "components: must be a whole number"),
