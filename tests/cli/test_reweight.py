@@ -84,7 +84,7 @@ def test_a_run_with_weights(prunefast, run, images, tmp_path):
     [
         (("reweight", "RUN"), "--reference"),
         (("reweight", "RUN", "--reference", "nowhere"), "nowhere: there is no checkpoint"),
-        (("reweight", "RUN", "--reference", "REF", "--step-size", "-1"), "step_size is -1"),
+        (("reweight", "RUN", "--reference", "REF", "--step-size", "-1"), "--step-size is -1"),
         (("reweight", "RUN", "--reference", "REF", "--groups", "clusters"), "the coreset has no clusters"),
         (("reweight", "RUN", "--reference", "REF", "--process", "edm"), "process: the reference"),
         (("reweight", "RUN", "--reference", "REF", "--start", "odd"), "invalid choice"),
