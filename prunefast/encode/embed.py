@@ -1,8 +1,9 @@
 """`embed`: a data set and an encoder -> features."""
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -73,9 +74,7 @@ def embed(
     return _encode_all(encoding, progress) if target is None else _encode_to_file(encoding, target, progress)
 
 
-def embedded(
-    path: str | os.PathLike[str], data: Any, encoder: Encoder, *, batch_size: int = 256
-) -> np.ndarray | None:
+def embedded(path: str | os.PathLike[str], data: Any, encoder: Encoder, *, batch_size: int = 256) -> np.ndarray | None:
     """What `embed(data, encoder, out=path, batch_size=batch_size)` has written before; None where it has not."""
     if not _reusable(data, encoder):
         return None
@@ -140,7 +139,6 @@ class _Encoding:
     def __call__(self) -> None:
         """In every process."""
         here = world()
-        batches = self._read(here.rank, here.size)
         rounds = -(-(len(self.data) - self.first) // (self.batch_size * here.size))
         found: list[tuple[np.ndarray, np.ndarray] | None] = []
 
@@ -153,11 +151,12 @@ class _Encoding:
             taken()
             return next(batches, None)
 
-        for _ in range(rounds):
-            found = gather_objects(everywhere(next_one))
+        with contextlib.closing(self._read(here.rank, here.size)) as batches:
+            for _ in range(rounds):
+                found = gather_objects(everywhere(next_one))
         everywhere(taken)
 
-    def _read(self, rank: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _read(self, rank: int, size: int) -> Generator[tuple[np.ndarray, np.ndarray]]:
         """(indices, features) of every size-th batch from batch `rank` on."""
         if self.encoder is None:
             assert self.again is not None
