@@ -83,7 +83,7 @@ def build_parser(command: str | None = None) -> Parser:
 
 def _as_typed(line: str, options: argparse.Namespace) -> str:
     """An error of the library, which begins with the name of its argument, by the flag that was typed for it."""
-    name = re.match(r"\w+(?=:| is | are )", line)
+    name = re.match(r"\w+(?=:| is | are | must | ')", line)
     if name is None:
         return line
     destination = options.renamed.get(name[0], name[0])

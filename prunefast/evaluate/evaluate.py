@@ -259,18 +259,17 @@ def _denoising_gap(
     progress: bool,
 ) -> None:
     kept, held_out = model.coreset, model.set_aside
-    data = model.data
+    data, rows = model.data, kept.dropped
+    described: str | dict[str, Any] = f"left out by {kept.manifest.get('method')}"
     if unseen is not None:
         data, rows, described = unseen, np.arange(len(unseen)), _describe(unseen)
     elif held_out is not None:
         rows, described = held_out, "set aside by training"
-    else:
-        rows, described = kept.dropped, f"left out by {kept.manifest.get('method')}"
-    if model.of_another_coreset:
-        warnings.append("the checkpoint was trained on another coreset: its denoising gap compares the wrong images")
     if len(rows) < 2 or len(kept) < 2:
         warnings.append("the denoising gap needs 2 images trained on and 2 that were not: left out; give held_out=")
         return
+    if model.of_another_coreset:
+        warnings.append("the checkpoint was trained on another coreset: its denoising gap compares the wrong images")
     picked = [seeded_subset(len(part), MOST_IMAGES, seed, purpose=5) for part in (kept.indices, rows)]
     with show_progress("denoising gap", sum(map(len, picked)), silent=not progress) as bar:
         losses = [

@@ -29,6 +29,7 @@ class GradientSum:
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], bucket_bytes: int = BUCKET_BYTES):
+        distributed.connect()
         self._buckets = _buckets(reversed([p for p in parameters if p.requires_grad]), bucket_bytes)
         self._bucket_of = {p: number for number, bucket in enumerate(self._buckets) for p in bucket}
         self._hooks = [p.register_post_accumulate_grad_hook(self._finished) for p in self._bucket_of]

@@ -65,6 +65,7 @@ def test_run_repeats_nothing_that_is_done(prunefast, images: Path, tmp_path: Pat
     command = ("run", images, "-o", run, "--keep", 0.5, *TRAINING, *SAMPLING, "--samples", 12, "--json")
     first = prunefast(*command)
     assert first.status == 0, first.err
+    assert first.facts["evaluate"]["metrics"]["denoising_gap"]["images"] == [48, 48]
     steps = ["embed", "select", "train", "sample", "evaluate"]
     assert [first.facts[step]["repeated"] for step in steps] == [False] * 5
     names = ["items.parquet", "features.npy", "scores.parquet", "coreset.parquet", "metrics.json", "train/summary.json"]

@@ -22,7 +22,7 @@ compared = SimpleNamespace(**runpy.run_path(str(HERE / "test_ranks.py")))
 SETTINGS: dict[str, Any] = {"grad_clip": 0.5, "ema_sigma_rel": (0.05, 0.1), "holdout": 0.1}
 
 SCRIPT = """
-import json, runpy, sys, os
+import json, runpy, sys, os, warnings
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -34,9 +34,11 @@ folder, size = Path(sys.argv[2]), world().size
 config, data, train = work["make_config"], work["build_data"](), work["train"]
 fsdp = {"parallel": "fsdp", "batch_device": 3, "grad_clip": 0.5, "ema_sigma_rel": (0.05, 0.1), "holdout": 0.1}
 found = {}
-with work["recorded"]() as seen:
+with work["recorded"]() as seen, warnings.catch_warnings(record=True) as noted:
+    warnings.simplefilter("always")
     train(config(folder / f"whole-{size}", images=208, **fsdp), data)
 found["seen"] = seen
+found["notes"] = [str(note.message) for note in noted if "view" in str(note.message)]
 
 class Stop(Exception): pass
 original = loop._Run._one_step
@@ -62,7 +64,15 @@ if size == 2:
         train(config(folder / name, images=32, model=name, **{**fsdp, **options, "holdout": None}), data)
 found["left"] = [p.name for p in list_checkpoints(folder / ("stopped" if size == 2 else "stopped-4") / "train")]
 found["error"] = work["failure"](lambda: train(config(folder / "compiled", images=32, compile=True, **fsdp), data))
-print(json.dumps(found))
+step = work["TrainingStep"].__call__
+def short(self, *arguments, **options):
+    if world().rank == 1:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    return step(self, *arguments, **options)
+work["TrainingStep"].__call__ = short
+found["short"] = work["failure"](lambda: train(config(folder / f"short-{size}", images=32, **fsdp), data))
+print(json.dumps(found), flush=True)
+os._exit(0)  # the others wait inside the network
 """
 
 
@@ -181,3 +191,12 @@ def test_in_one_process_nothing_is_cut(tmp_path, alone):
     for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
         one, other = (find_checkpoint(run)[0] / name for run in (tmp_path / "run", alone / "whole"))
         assert one.read_bytes() == other.read_bytes()
+
+
+def test_memory_that_is_short_names_what_to_go_on_with(two):
+    """And no rank notes that a layer of ours gives views."""
+    said = [rank["short"] for rank in two[1]]
+    fix = "batch_device: 3 images at a time do not fit into the memory of cpu; start again with batch_device=1"
+    assert said[1].startswith(f"MachineError: {fix} (--batch-device 1)")
+    assert said[0].startswith(f"LostRank: rank 1 of 2 ended: {fix}")
+    assert [rank["notes"] for rank in two[1]] == [[], []]
