@@ -120,6 +120,13 @@ def test_groups_are_numbered_by_their_survivors_and_listed_nearest_first():
     assert "3 of 6 images kept: 3 duplicates in 2 groups" in found.summary()
 
 
+def test_of_many_at_one_distance_the_least_similar_come_from_all_over():
+    found = dedup(np.repeat(np.arange(0, 2000, 2), 2).tolist(), threshold=1)  # 1,000 pairs of equal points
+    shown = sorted(dropped for dropped, _, _ in found.least_similar(20))
+    assert len(np.unique(np.array(shown) // 500)) == 4  # of all four quarters
+    assert found.least_similar(20)[:10] == found.least_similar(10)
+
+
 def test_rethreshold_is_bounded():
     found = dedup([0, 1, 2], most=3)
     with pytest.raises(InputError, match=r"up to 3, 3\.5 is outside"):
