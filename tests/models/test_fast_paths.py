@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from prunefast.models import build_model
 from prunefast.models.attention import attend
 from prunefast.models.conv import Conv3x3
+from prunefast.models.flops import count_flops
 from prunefast.models.unet import Upsample
 from prunefast.ops.conv3x3 import conv3x3, switched_on
 
@@ -84,6 +85,13 @@ def test_3x3_convolution_under_autocast_is_the_operators():
     assert [g.dtype for g in gradients] == [torch.float32] * 3
     for mine, plain in zip((y, *gradients), _gradients(layer, x, False), strict=True):
         torch.testing.assert_close(mine.float(), plain, atol=0.02 * float(plain.detach().abs().max()), rtol=0)
+
+
+def test_products_are_counted_by_the_definition_either_way():
+    layer = Conv3x3(32, 64).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 32, 8, 8).to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert count_flops(layer, x) == 2 * 9 * 32 * 64 * 2 * 8 * 8
 
 
 @pytest.mark.parametrize("switch", ["0", "1"])
