@@ -18,7 +18,7 @@ namespace prunefast {
 namespace {
 
 constexpr int64_t kPlanes = 16;
-constexpr int64_t kTileBytes = 640 << 10;  // a block's tiles and products: of the second-level cache, filters pass through
+constexpr int64_t kTileBytes = 640 << 10;  // a block's tiles and products, while filters pass through the same cache
 constexpr int64_t kRows = 6;               // tiles that one pass over the filters multiplies
 constexpr int64_t kChunkPairs = 256;       // of tiles whose words lie ready for the gradient of the filters
 constexpr int64_t kTaskPairs = 8;

@@ -84,8 +84,9 @@ void run(const Sizes& s) {
   for (int32_t threads : {1, 2, 7}) {
     Guarded<uint16_t> y(out), dx(in);
     Guarded<float> dw(filters);
-    prunefast_conv3x3_args args = {s.samples, s.height,      s.width, s.inputs,       s.outputs, threads,  x_half.data(),
-                                   weight.data(), bias.data(), dy_half.data(), y.data(), dx.data(), dw.data()};
+    prunefast_conv3x3_args args = {s.samples,     s.height,      s.width,     s.inputs,       s.outputs,
+                                   threads,       x_half.data(), weight.data(), bias.data(),  dy_half.data(),
+                                   y.data(),      dx.data(),     dw.data()};
     CHECK(prunefast_conv3x3(&args) == PRUNEFAST_OK);
     CHECK(y.intact() && dx.intact() && dw.intact());
     CHECK(distance(y_true, [&](int64_t i) { return widen(y[i]); }) < 0.01);

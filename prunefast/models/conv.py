@@ -17,7 +17,7 @@ class Conv3x3(nn.Conv2d):
         super().__init__(inputs, outputs, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:  # as autocast does
             x = x.to(torch.get_autocast_dtype("cpu"))
             if can_speed_up(x, self.weight, self.bias):
                 return fast_conv3x3(x, self.weight, self.bias)

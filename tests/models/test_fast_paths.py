@@ -1,11 +1,16 @@
-"""What the networks compute another way on a CPU: attention written out, the convolution of a doubled image."""
+"""What the networks compute another way on a CPU: attention written out, the convolution of a doubled image, 3 x 3
+convolutions with fewer products."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from prunefast.models import build_model
 from prunefast.models.attention import attend
+from prunefast.models.conv import Conv3x3
+from prunefast.models.flops import count_flops
 from prunefast.models.unet import Upsample
+from prunefast.ops.conv3x3 import conv3x3, switched_on
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -57,3 +62,71 @@ def test_doubling_and_convolving_is_both_in_turn(dtype, size):
     of_x = F.conv_transpose2d(ones, layer.conv.weight.detach().double(), padding=1)
     of_x = F.avg_pool2d(of_x, 2) * 4  # each pixel of x is four of the doubled image
     torch.testing.assert_close(x.grad.double(), of_x, atol=20 * bound, rtol=20 * bound)
+
+
+needs_winograd = pytest.mark.skipif(not switched_on(), reason="needs AVX512-BF16 and no PRUNEFAST_WINOGRAD=0")
+
+
+def _gradients(layer, x, autocast):
+    x = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = layer(x)
+    return y, *torch.autograd.grad(y, (x, *layer.parameters()), torch.ones_like(y))
+
+
+@needs_winograd
+def test_3x3_convolution_under_autocast_is_the_operators():
+    torch.manual_seed(0)
+    layer = Conv3x3(32, 64).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 32, 8, 8).to(memory_format=torch.channels_last)
+    y, *gradients = _gradients(layer, x, True)
+    assert type(y.grad_fn).__name__ == "_Conv3x3Backward"
+    assert torch.equal(y, conv3x3(x.bfloat16(), layer.weight, layer.bias))
+    assert [g.dtype for g in gradients] == [torch.float32] * 3
+    for mine, plain in zip((y, *gradients), _gradients(layer, x, False), strict=True):
+        torch.testing.assert_close(mine.float(), plain, atol=0.02 * float(plain.detach().abs().max()), rtol=0)
+
+
+def test_products_are_counted_by_the_definition_either_way():
+    layer = Conv3x3(32, 64).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 32, 8, 8).to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert count_flops(layer, x) == 2 * 9 * 32 * 64 * 2 * 8 * 8
+
+
+@pytest.mark.parametrize("switch", ["0", "1"])
+def test_3x3_convolution_elsewhere_is_torchs(switch, monkeypatch):
+    torch.manual_seed(0)
+    layer = Conv3x3(32, 32)
+    plain = torch.nn.Conv2d(32, 32, 3, padding=1)
+    plain.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 32, 8, 8)
+    if switch == "0":  # it would be taken by its layout and under autocast, but is switched off
+        monkeypatch.setenv("PRUNEFAST_WINOGRAD", "0")
+        x = x.to(memory_format=torch.channels_last)
+    for mine, theirs in zip(_gradients(layer, x, switch == "0"), _gradients(plain, x, switch == "0"), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@needs_winograd
+def test_a_step_of_a_unet_is_as_close_to_float32_as_with_torchs_convolutions(monkeypatch):
+    """Loss and gradient; dropout is off."""
+    torch.manual_seed(0)
+    model = build_model("unet-tiny", image_size=16, width=32, dropout=0.0).to(memory_format=torch.channels_last)
+    for parameter in model.parameters():  # the last layers start near 0, which would hide the rest
+        torch.nn.init.normal_(parameter, std=0.05 if parameter.ndim > 1 else 0.5)
+    x, noise = torch.randn(2, 4, 3, 16, 16).to(torch.float32)
+    x = x.to(memory_format=torch.channels_last)
+
+    def step(bf16):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            y = model(x, torch.tensor([3.0, 200.0, 500.0, 900.0]))
+        (y.float() - noise).square().mean().backward()
+        return torch.cat([y.detach().flatten(), *(p.grad.flatten() for p in model.parameters())])
+
+    truth, ours = step(False), step(True)
+    monkeypatch.setenv("PRUNEFAST_WINOGRAD", "0")
+    theirs = step(True)
+    assert not torch.equal(ours, theirs)
+    assert (ours - truth).norm() <= 2 * (theirs - truth).norm()

@@ -1,5 +1,5 @@
-// 3 x 3 convolutions by Winograd's F(2x2, 3x3) and its transpose (Lavin & Gray 2016) with VDPBF16PS: 16 products where 36
-// are counted. CMakeLists.txt gives this file its flags.
+// 3 x 3 convolutions by Winograd's F(2x2, 3x3) and its transpose (Lavin & Gray 2016) with VDPBF16PS: 16 products where
+// 36 are counted. CMakeLists.txt gives this file its flags.
 //
 // One dimension: y = A^T ((G g) * (B^T d)) of a tile d of 4 inputs, 3 taps g and 2 outputs y, with
 //     B^T d = (d0 - d2, d1 + d2, d2 - d1, d3 - d1),  A^T m = (m0 + m1 + m2, m1 - m2 + m3),
@@ -31,7 +31,7 @@ inline Words interleave(vf first, vf second) {
   return _mm512_permutexvar_epi16(order, narrow(first, second));
 }
 
-inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
+inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }  // to the second-level cache
 
 // V = B^T d B of 16 values d[row][column].
 inline void transform_input(const vf d[16], vf v[16]) {
@@ -51,7 +51,8 @@ template <int Size>
 inline void locate(const ConvShape& s, const uint16_t* x, int64_t channels, const uint16_t* zeros, int64_t tile,
                    int64_t border, const uint16_t** at) {
   const int64_t across = (s.width + 1) / 2, down = (s.height + 1) / 2;
-  const int64_t sample = tile / (across * down), top = tile / across % down * 2 - border, left = tile % across * 2 - border;
+  const int64_t sample = tile / (across * down);
+  const int64_t top = tile / across % down * 2 - border, left = tile % across * 2 - border;
   for (int64_t r = 0; r < Size; ++r)
     for (int64_t c = 0; c < Size; ++c) {
       const int64_t row = top + r, column = left + c;
@@ -189,7 +190,8 @@ inline void multiply(const uint32_t* a, int64_t a_row, const uint32_t* b, int64_
                      float* out, int64_t out_row) {
   __m512 sum[Rows][Columns];
   for (int r = 0; r < Rows; ++r)
-    for (int c = 0; c < Columns; ++c) sum[r][c] = add ? _mm512_loadu_ps(out + r * out_row + c * 16) : _mm512_setzero_ps();
+    for (int c = 0; c < Columns; ++c)
+      sum[r][c] = add ? _mm512_loadu_ps(out + r * out_row + c * 16) : _mm512_setzero_ps();
 #pragma GCC unroll 2
   for (int64_t k = 0; k < depth; ++k) {
     Words y[Columns];
@@ -203,20 +205,21 @@ inline void multiply(const uint32_t* a, int64_t a_row, const uint32_t* b, int64_
     for (int c = 0; c < Columns; ++c) _mm512_storeu_ps(out + r * out_row + c * 16, sum[r][c]);
 }
 
+template <int Rows, int Columns, int Step, typename... Arguments>
+inline void multiply_some(int64_t rows, Arguments... arguments) {
+  if constexpr (Rows > 1)
+    if (rows < Rows) return multiply_some<Rows - 1, Columns, Step>(rows, arguments...);
+  multiply<Rows, Columns, Step>(arguments...);
+}
+
+// Any number of rows, six or little less at a time: 24 sums, 4 operands and one more fill the registers.
 template <int Columns, int Step>
 inline void multiply_rows(int64_t rows, const uint32_t* a, int64_t a_row, const uint32_t* b, int64_t b_panel,
                           int64_t depth, bool add, float* out, int64_t out_row) {
   while (rows > 0) {
-    const int64_t n = rows == 7 || rows == 8 ? 4 : rows == 16 || rows == 10 || rows == 5 ? 5 : rows < 6 ? rows : 6;
-    switch (n) {
-      case 1: multiply<1, Columns, Step>(a, a_row, b, b_panel, depth, add, out, out_row); break;
-      case 2: multiply<2, Columns, Step>(a, a_row, b, b_panel, depth, add, out, out_row); break;
-      case 3: multiply<3, Columns, Step>(a, a_row, b, b_panel, depth, add, out, out_row); break;
-      case 4: multiply<4, Columns, Step>(a, a_row, b, b_panel, depth, add, out, out_row); break;
-      case 5: multiply<5, Columns, Step>(a, a_row, b, b_panel, depth, add, out, out_row); break;
-      default: multiply<6, Columns, Step>(a, a_row, b, b_panel, depth, add, out, out_row); break;
-    }
-    a += n * a_row, out += n * out_row, rows -= n;
+    const int64_t passes = (rows + 5) / 6, now = (rows + passes - 1) / passes;
+    multiply_some<6, Columns, Step>(now, a, a_row, b, b_panel, depth, add, out, out_row);
+    a += now * a_row, out += now * out_row, rows -= now;
   }
 }
 
@@ -232,7 +235,7 @@ void conv_products(const uint16_t* v, int64_t rows, int64_t channels, const uint
 
 void conv_pair_products(const uint32_t* w, const uint32_t* v, int64_t panels, int64_t pairs, int64_t room, bool add,
                         float* out) {
-  for (int64_t i = 0; i < 16 * kConvColumns; i += 16) prefetch(out + 16 * kConvColumns + i);
+  for (int64_t i = 0; i < 16 * kConvColumns; i += 16) prefetch(out + 16 * kConvColumns + i);  // of the next call
   if (panels == 4)
     multiply_rows<4, 16>(16, w, 1, v, room * 16, pairs, add, out, kConvColumns);
   else
@@ -299,7 +302,8 @@ void conv_filter_gradient(const float* products, int64_t plane, int64_t count, i
 
 }  // namespace
 
-extern const ConvKernels kernels_avx512conv = {conv_filters,        conv_input,  conv_products,     conv_output, conv_input_pairs,
-                                               conv_gradient_pairs, conv_pair_products, conv_filter_gradient};
+extern const ConvKernels kernels_avx512conv = {conv_filters,       conv_input,           conv_products,
+                                               conv_output,        conv_input_pairs,     conv_gradient_pairs,
+                                               conv_pair_products, conv_filter_gradient};
 
 }  // namespace prunefast

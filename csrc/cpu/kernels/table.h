@@ -184,11 +184,11 @@ struct ConvShape {
   int64_t samples, height, width, inputs, outputs;
 };
 
-// Pieces of a 3 x 3 convolution by Winograd's method, see avx512conv.cpp. Every transformed array has 16 planes, `plane`
-// elements apart. Tiles are numbered row by row, sample by sample; those past the last are zeros.
+// Pieces of a 3 x 3 convolution by Winograd's method, see avx512conv.cpp. Every transformed array has 16 planes,
+// `plane` elements apart. Tiles are numbered row by row, sample by sample; those past the last are zeros.
 struct ConvKernels {
-  // 16 filters [panel * 16, + 16) of float32 weight [outputs, 3, 3, inputs] as words [depth / 2][16]; `backward`: of the
-  // convolution that gives the gradient of the input.
+  // 16 filters [panel * 16, + 16) of float32 weight [outputs, 3, 3, inputs] as words [depth / 2][16];
+  // `backward`: of the convolution that gives the gradient of the input.
   void (*filters)(const float* weight, int64_t inputs, bool backward, int64_t depth, int64_t panel, uint32_t* out,
                   int64_t plane);
   void (*input)(const ConvShape* s, const uint16_t* x, const uint16_t* zeros, int64_t first, int64_t count,

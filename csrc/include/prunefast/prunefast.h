@@ -162,7 +162,8 @@ typedef struct {
 PRUNEFAST_API int32_t prunefast_group_norm_silu(const prunefast_group_norm_args* args);
 PRUNEFAST_API int32_t prunefast_group_norm_silu_backward(const prunefast_group_norm_args* args);
 
-/* A 3 x 3 convolution with stride 1 and a border of one pixel of zeros, by Winograd's F(2 x 2, 3 x 3); docs/ops/conv3x3.md.
+/* A 3 x 3 convolution with stride 1 and a border of one pixel of zeros, by Winograd's F(2 x 2, 3 x 3); see
+ * docs/ops/conv3x3.md. The memory a call works in is kept for the next one.
  * Images are contiguous [samples, height, width, channels] of bfloat16, filters [outputs, 3, 3, inputs] of float32;
  * channels are multiples of 32. Only where prunefast_conv3x3_available() is 1. */
 typedef struct {
