@@ -398,9 +398,9 @@ def test_compiles_to_one_graph():
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize(("dtype", "samples"), [(torch.bfloat16, 45), (torch.float32, 23)])
+@pytest.mark.parametrize(("dtype", "samples"), [(torch.bfloat16, 45), (torch.float32, 45)])
 def test_a_gradient_too_large_for_the_caches_is_the_same(dtype, samples):
-    """From 16 MB on it is written past them; sample by sample it is not."""
+    """From 16 MB on it is written past them, from 32 MB on into huge pages; sample by sample it is neither."""
     generator = torch.Generator().manual_seed(19)
     pred = torch.randn((samples, 3, 250, 256), generator=generator).to(dtype)  # the last tile of a sample is a part
     x0, noise = torch.randn((2, 1, *pred.shape[1:]), generator=generator).expand(2, *pred.shape)
