@@ -26,10 +26,11 @@ try:
         try:
             from prunefast import _native  # type: ignore[attr-defined]  # compiled
         except ImportError as error:
-            # Wheels share torch's OpenMP and bring none: where the system has no libgomp.so.1, torch's must be there first.
+            # Wheels share torch's OpenMP and bring none: where the system has no libgomp.so.1, torch comes first.
             if "libgomp" not in str(error):
                 raise
             import torch  # noqa: F401
+
             from prunefast import _native  # type: ignore[attr-defined]
 except ImportError as error:
     raise ImportError(

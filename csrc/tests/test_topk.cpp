@@ -102,6 +102,20 @@ void check_screening(const prunefast::Screening& format, int64_t columns, int64_
   Guarded<float> score(rows * width), peak(rows);
   format.scores(packed.data(), x_scale.data(), rows, row_words, &panels, 0, 1, score.data(), width, peak.data(), 1);
   CHECK(score.intact() && peak.intact());
+  // The other way round the same bits come out.
+  const int64_t group = prunefast::kernels().turned_others, whole = (others + group - 1) / group * group;
+  std::vector<uint32_t> grouped(whole * words);
+  for (int64_t j = 0; j < others; ++j)
+    for (int64_t word = 0; word < words; ++word)
+      grouped[(j / group * words + word) * group + j % group] = packed_y[j * row_words + word];
+  const prunefast::Panels groups = {grouped.data(), start.data(), scale.data(), offset.data(), words, group};
+  x_scale.resize(prunefast::kBlockRows);
+  Guarded<uint32_t> room(prunefast::kBlockRows * row_words);
+  Guarded<float> turned(whole * prunefast::kBlockRows);
+  format.turned_scores(packed.data(), x_scale.data(), rows, row_words, &groups, others, room.data(), turned.data());
+  CHECK(packed.intact() && room.intact() && turned.intact());
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t j = 0; j < others; ++j) CHECK(turned[j * prunefast::kBlockRows + r] == score[r * width + j]);
   const double unit = 0x1p-24 * static_cast<double>(columns + 8), tiny = 4.0 * static_cast<double>(columns) * 0x1p-126;
   for (int64_t r = 0; r < rows; ++r) {
     double squared = 0;

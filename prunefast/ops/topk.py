@@ -26,8 +26,8 @@ def topk(
         metric: "l2", squared Euclidean distance; "ip", the negated inner product; "cosine", the squared distance of the
             rows scaled to unit length, 2 - 2 cos (a row of zeros stays zero).
         certify: prove each pick by an error bound, and look at more rows of `y` where the bound cannot. The result is
-            then that of comparing all float64 distances, whatever the offset or spread of the data. False rescores the
-            k + 8 best by the screening only.
+            then that of comparing all float64 distances, whatever the offset or spread of the data. False compares at
+            most the k + 8 rows of `y` that look nearest: faster among near-duplicates only.
         exclude_self: row i of `x` is row i of `y` and does not count as its own neighbour.
 
     Returns:

@@ -124,10 +124,13 @@ flat += (None, 1, 1, None, False, torch.float32, False)
 print("noise", torch.allclose(add_noise(*flat), native.add_noise(*flat), atol=1e-6))
 pred, x0, noise = (torch.randn(3, 2, 5, 7, generator=g) for _ in range(3))
 a, b = torch.randn(2, 3, generator=g)
-mixed = [add_noise(x, a, b, z, 0, None, None, 5, 7, None, False, torch.float32, False) for x, z in ((x0, noise), (far(x0), far(noise)))]
+sums, written, mixed = [], [], []
+for place in (lambda values: values, far):
+    sources = (place(x0), place(noise), 0, None)
+    mixed.append(add_noise(sources[0], a, b, *sources[1:], None, 5, 7, None, False, torch.float32, False))
+    written.append(place(torch.zeros_like(pred)))
+    sums.append(per_sample_loss(place(pred), *sources, a, b, None, None, written[-1], b))
 print("far", torch.equal(*mixed))
-written = torch.empty_like(pred), far(torch.zeros_like(pred))
-sums = [per_sample_loss(*images, 0, None, a, b, None, None, out, b) for images, out in (((pred, x0, noise), written[0]), ((far(pred), far(x0), far(noise)), written[1]))]
 print("far", torch.equal(*sums))
 print("far", torch.equal(*written))
 

@@ -6,7 +6,7 @@ import torch
 
 from prunefast import ops
 from prunefast.errors import InputError, InputTypeError
-from prunefast.ops import reference
+from prunefast.ops import native, reference
 from prunefast.ops.denoising_loss import _denoising_loss_portable
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
@@ -396,3 +396,30 @@ def test_compiles_to_one_graph():
     for plain_run, compiled in zip(results[:2], results[2:], strict=True):
         for one, other in zip(plain_run, compiled, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("dtype", "samples"), [(torch.bfloat16, 45), (torch.float32, 45)])
+def test_a_gradient_too_large_for_the_caches_is_the_same(dtype, samples):
+    """From 16 MB on it is written past them, from 32 MB on into huge pages; sample by sample it is neither."""
+    generator = torch.Generator().manual_seed(19)
+    pred = torch.randn((samples, 3, 250, 256), generator=generator).to(dtype)  # the last tile of a sample is a part
+    x0, noise = torch.randn((2, 1, *pred.shape[1:]), generator=generator).expand(2, *pred.shape)
+    a, b, scale = torch.randn((3, samples), generator=generator)
+
+    def written(part):
+        numbers = (0, None, a[part], b[part], None, None, 0, None, None, None, scale[part])
+        return native.denoising_loss(pred[part], x0[part], noise[part], *numbers)[1:3]
+
+    for whole, parts in zip(
+        written(slice(None)), zip(*(written(slice(i, i + 1)) for i in range(samples)), strict=True), strict=True
+    ):
+        assert torch.equal(whole, torch.cat(parts))
+
+
+def test_bfloat16_gradients_round_as_torch_does():
+    pred, x0, noise, a, b, _ = case((4, 3, 40, 41), seed=20, dtype=torch.bfloat16)
+    pred[1, 0, 0, :20], pred[2, 1, 3, 4] = torch.nan, torch.inf
+    arguments = (x0, noise, 0, None, a, b, None, None, 0, None, None, None, torch.rand(4))
+    narrow, wide = (native.denoising_loss(values, *arguments) for values in (pred, pred.float()))
+    assert torch.equal(narrow[1].nan_to_num(-1), wide[1].nan_to_num(-1))
+    torch.testing.assert_close(narrow[2], wide[2].bfloat16(), rtol=0, atol=0, equal_nan=True)

@@ -75,6 +75,13 @@ inline void narrow(vf value, uint16_t* p) {
   store(p, half);
 }
 
+// Streamed stores are seen by other threads in order only after this.
+inline void end_of_stream() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
 template <typename T, typename Convert>
 inline void load_run(float* tile, const T* p, int64_t stride, int64_t count, Convert convert) {
   if (stride == 1) {

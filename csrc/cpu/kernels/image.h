@@ -95,6 +95,7 @@ inline double tile_loss(const T* pred, const float* clean, const float* noise, T
 #pragma GCC unroll 4
     for (int part = 0; part < parts; ++part) {
       const int64_t at = i + part * kVector;
+      // a tile ahead: across the pages at which the processor's own prefetching ends
       __builtin_prefetch(clean + at + kTile, 0, 3);
       __builtin_prefetch(noise + at + kTile, 0, 3);
       const vf difference = widen(pred + at) - (splat(a) * load(clean + at) + splat(b) * load(noise + at));
@@ -116,7 +117,8 @@ inline double tile_loss(const T* pred, const float* clean, const float* noise, T
 
 // Prediction and gradient lie dense in one type that needs no tile.
 template <typename T, bool Streamed>
-double dense_loss_chunk(const LossPlan* plan, int64_t sample, int64_t begin, int64_t end, float a, float b, float scale) {
+double dense_loss_chunk(const LossPlan* plan, int64_t sample, int64_t begin, int64_t end, float a, float b,
+                        float scale) {
   Tile clean, noise, unused;
   double sum = 0;
   each_run(plan->base, plan->base.images.channels, begin, end, [&](const Run& run) {
@@ -128,6 +130,7 @@ double dense_loss_chunk(const LossPlan* plan, int64_t sample, int64_t begin, int
     const float* values = load_noise(noise.data, plan->base, sample, run);
     sum += tile_loss<T, Streamed>(predicted, data, values, gradient, run.count, a, b, scale);
   });
+  if (Streamed) end_of_stream();
   return sum;
 }
 

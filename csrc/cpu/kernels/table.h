@@ -127,12 +127,12 @@ struct Kernels {
   void (*finalists)(const float* score, int64_t score_stride, const float* peak, int64_t peak_stride, int64_t rows,
                     int64_t panels, int64_t width, const ScoreBounds* bounds, const float* norm, const float* rest,
                     Finalists* out);
-  // Of turned scores: the rows of y whose upper bound reaches the largest lower bound of a row of x. Each `width` rows of
-  // y share the bound of their panel.
+  // Of turned scores: the rows of y whose upper bound reaches the largest lower bound of a row of x. Each `width` rows
+  // of y share the bound of their panel.
   void (*turned_finalists)(const float* score, int64_t others, int64_t rows, int64_t width, const ScoreBounds* panels,
                            const float* norm, const float* rest, Finalists* out);
-  // Of rows of x: the rows of y whose distance in float32 is within `bound` of the least; y is [columns][others]. `room`
-  // is for vector (columns + others) floats, on a cache line.
+  // Of rows of x: the rows of y whose distance in float32 is within `bound` of the least; y is [columns][others].
+  // `room` is for vector (columns + others) floats, on a cache line.
   void (*few_finalists)(const float* x, int64_t x_stride, int64_t rows, const float* y, int64_t others, int64_t columns,
                         const FewBound* bound, float* room, Finalists* out);
   // Columns of one panel whose upper bound reaches the threshold.
