@@ -1,4 +1,6 @@
 // The Python face of prunefast_images.h: addresses and sizes in, a status out; prunefast.data checks and explains.
+#include <atomic>
+
 #include "prunefast/prunefast_images.h"
 
 #include "arguments.h"
@@ -15,8 +17,15 @@ prunefast_records records(const py::tuple& fields) {
           pointer<int64_t>(at(8)),   fields[9].cast<int32_t>()};
 }
 
+// Calls in which a thread is without the interpreter, or waits to get it back.
+std::atomic<int> running{0};
+
 template <typename Call>
 void run(Call call) {
+  const struct Count {
+    Count() { ++running; }
+    ~Count() { --running; }
+  } count;
   checked(call, &prunefast_images_last_error);
 }
 
@@ -27,6 +36,7 @@ PYBIND11_MODULE(_images, m) {
   m.def("abi_version", &prunefast_images_abi_version);
   m.def("has_jpeg", [] { return prunefast_images_has_jpeg() != 0; });
   m.def("stop", &prunefast_images_stop);
+  m.def("running", [] { return running.load(); });
   m.def("xxh3", [](const py::buffer& data) {
     const py::buffer_info info = data.request();
     return prunefast_xxh3(info.ptr, info.size * info.itemsize);

@@ -70,3 +70,8 @@ def stop() -> None:
     """
     if images is not None:
         images.stop()
+
+
+def running() -> bool:
+    """Whether a thread is within such a call."""
+    return images is not None and images.running() > 0

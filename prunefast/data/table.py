@@ -250,9 +250,11 @@ def _named_classes(source: str, listing: Listing) -> list[str]:
     if len(listing.label) != len(listing):
         raise InputError(f"{source}: has {len(listing.label):,} labels for {len(listing):,} images")
     low, high = (int(listing.label.min()), int(listing.label.max())) if len(listing) else (0, -1)
+    most = min(len(listing.classes) or 1 << 16, 1 << 16)  # before names are made: a damaged label may be 2^62
+    if low < -1 or high >= most:
+        there = f"{len(listing.classes):,}" if listing.classes else "at most 65,536"
+        raise InputError(f"{source}: labels go from {low} to {high}; there are {there} classes, from 0 on")
     classes = listing.classes or [str(k) for k in range(high + 1)]
-    if low < -1 or high >= len(classes) or high >= 1 << 16:
-        raise InputError(f"{source}: labels go from {low} to {high}; there are {len(classes)} classes, from 0 on")
     if high < 0:
         listing.label = None
         return []

@@ -96,3 +96,5 @@ def _leave() -> None:
     for thread in threading.enumerate():
         if isinstance(thread, _Thread):
             thread.join(max(until - time.monotonic(), 0.0))
+    while native.running():  # an image of hundreds of megapixels, a disk that does not answer
+        time.sleep(0.005)

@@ -91,4 +91,5 @@ def sent_ahead(batches: Iterator[tuple[T, np.ndarray]], copies: Copies) -> Itera
             yield first()
     finally:  # before the memory under a copy is given back
         while sending:
-            copies.wait(sending.popleft()[1])
+            copies.wait(sending[0][1])
+            sending.popleft()  # not before: it holds the memory

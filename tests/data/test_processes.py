@@ -96,11 +96,13 @@ def of_pillow(blob, side):
 def test_the_pixels_of_pillow_from_every_format(kind, blobs, tmp_path, write_folder, monkeypatch):
     data = opened(kind, blobs, tmp_path, write_folder, image_size=12)
     order = np.random.default_rng(0).permutation(36)
-    went = []
-    real = processes.DecodeProcesses.decode
-    monkeypatch.setattr(
-        processes.DecodeProcesses, "decode", lambda self, s, items, *rest: went.extend(items) or real(self, s, items, *rest)
-    )
+    went, real = [], processes.DecodeProcesses.decode
+
+    def noticed(self, storage, items, *rest):
+        went.extend(items)
+        return real(self, storage, items, *rest)
+
+    monkeypatch.setattr(processes.DecodeProcesses, "decode", noticed)
     got = batches(data, np.array_split(order, 3))
     assert sorted(went) == list(range(36))
     truth = np.stack([of_pillow(blob, 12) for blob in blobs.values()])

@@ -180,6 +180,7 @@ def test_two_sources_of_one_signature_are_two(jsonl, tmp_path, truth):
         ({"labels": [0] * 23}, "23 labels for 24 images"),
         ({"labels": [-2] * 24}, "labels go from -2"),
         ({"labels": [5] * 24, "classes": ["a", "b"]}, "there are 2 classes"),
+        ({"labels": [2**62] * 24}, "there are at most 65,536 classes"),  # a name for each filled the memory
         ({"captions": ["x"]}, "1 captions for 24 images"),
     ],
 )

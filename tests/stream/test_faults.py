@@ -284,7 +284,6 @@ def test_an_iteration_is_closed_while_a_source_hangs(make_coreset):
     assert next(iter(loader)).index.tolist() == list(range(8, 16))
 
 
-
 class Own:
     """Images of a user, one of which makes his code fail, in the 100th reading and later."""
 
