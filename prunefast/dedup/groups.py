@@ -101,8 +101,8 @@ class Deduplication:
                 yield Group(int(members[0]), members[1:], self.distance[members[1:]])
 
     def least_similar(self, count: int = 10) -> list[tuple[int, int, float]]:
-        """(dropped, kept, distance) of the images furthest from their survivor: where a threshold errs first. Of many at
-        one distance, as hashes have it, some from all over the data set, not all from its first class."""
+        """(dropped, kept, distance) of the images furthest from their survivor: where a threshold errs first. Of many
+        at one distance, as hashes have it, some from all over the data set, not all from its first class."""
         inside = self.dropped[self.against[self.dropped] < 0]
         scattered = inside.astype(np.uint64) * np.uint64(2654435761) % np.uint64(1 << 32)  # Knuth's multiplicative hash
         worst = inside[np.lexsort((scattered, -self.distance[inside]))[:count]]
