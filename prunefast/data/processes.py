@@ -118,9 +118,11 @@ class DecodeProcesses:
             return process.decode(records, side, out, corners)
         finally:
             with self._lock:
-                if process.alive:
+                if process not in self._all:
+                    pass  # ended meanwhile, by `end`
+                elif process.alive:
                     self._idle.append(process)
-                elif process in self._all:
+                else:
                     self._all.remove(process)
                     process.end()
 
