@@ -8,6 +8,7 @@ import torch
 
 from prunefast.cli import main
 from prunefast.data import from_arrays, open_dataset
+from prunefast.diffusion.latents import draw_latents
 from prunefast.encode.latents import Autoencoder, encode_latents
 from prunefast.errors import InputError
 from prunefast.ops import randn_philox
@@ -117,12 +118,12 @@ def test_the_step_draws_from_the_posterior_by_position(placement, vaes, photos, 
     assert batch.images.shape == (8, 4, 4, 4)
     moments = torch.from_numpy(latents.images(batch.index)).permute(0, 3, 1, 2)
     assert torch.equal(batch.images, moments)
-    drawn = parts.step._drawn(batch.images, batch.position, latents.latents)
+    drawn = draw_latents(batch.images, latents.latents, 0, batch.position)
     noise = randn_philox((8, 2, 4, 4), 0, batch.position, Stream.LATENT)
     torch.testing.assert_close(drawn, (moments[:, :2] + moments[:, 2:] * noise - 0.1) * 0.7)
-    other = parts.step._drawn(batch.images, batch.position + 8, latents.latents)
+    other = draw_latents(batch.images, latents.latents, 0, batch.position + 8)
     assert not torch.equal(drawn, other)
-    assert parts.step.flip is False
+    assert (parts.step.latents, parts.step.seed, parts.step.flip) == (latents.latents, 0, False)
 
 
 def test_training_and_sampling(vaes, photos, tmp_path, config):
@@ -178,7 +179,7 @@ def test_the_command(vaes, photos, tmp_path, capsys):
         (["--vae", str(vaes / "other")], "holds latents of other images or another autoencoder"),
         (["--vae", str(tmp_path)], "no config.json of an autoencoder there"),
         (["--image-size", "9", "-o", str(tmp_path / "odd")], "9 is not a multiple of 2"),
-        (["--batch-size", "0"], "batch_size"),
+        (["--batch-size", "0"], "--batch-size"),
     ):
         assert main([*words, *change]) == 2
         error = capsys.readouterr().err

@@ -299,7 +299,7 @@ def test_the_command_line(tmp_path, capsys):
         config = json.loads(capsys.readouterr().out.splitlines()[-1])["config"]
         assert (config.get("patch_p"), config["patch_schedule"]) == (p, p_schedule)
     assert main([*words, "--patch-p", "1.5"]) == 2
-    assert "patch_p is 1.5; it must be at least 0 and at most 1" in capsys.readouterr().err
+    assert "--patch-p is 1.5; it must be at least 0 and at most 1" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
