@@ -104,9 +104,9 @@ def test_what_is_read(photos, make_config, monkeypatch, tmp_path):
     asked = []
     original = ImageDataset._fill
 
-    def fill(self, items, out, corners=None, **rest):
+    def fill(self, items, out, corners=None, *rest):
         asked.append(corners is not None)
-        return original(self, items, out, corners, **rest)
+        return original(self, items, out, corners, *rest)
 
     monkeypatch.setattr(ImageDataset, "_fill", fill)
     for options, some in (({}, True), ({"placement": "memory"}, False), ({"patch_p": 1.0}, False)):
