@@ -32,8 +32,8 @@ _LEAST_FOR_PROCESS = 4  # images of a task: fewer are the odd ones among many th
 _THREAD_BYTES = 8 << 20  # of rows that a thread copies: another one is not worth its start for less
 _BATCHES_AHEAD = 2  # decoded while the caller works on one, and more where they are too few for all threads
 _CALL_BYTES = 8 << 20  # of rows that are copied by one native call
-# And no more rows: NumPy lets go of the interpreter in each operation on more than 500 elements. There are a dozen a call,
-# and beside a busy main thread each waits 5 ms to get it back.
+# And no more rows: NumPy lets go of the interpreter in each operation on more than 500 elements. There are a dozen a
+# call, and beside a busy main thread each waits 5 ms to get it back.
 _CALL_ROWS = 480
 _CALL_PIXELS = 32 << 20  # of images that are decoded by one native call
 _CALLS_AHEAD = 2  # announced to the system while rows are copied
