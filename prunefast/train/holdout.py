@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from prunefast.data import ImageDataset, open_dataset
@@ -42,7 +43,8 @@ class Holdout:
         mode = model.training
         model.eval()
         try:
-            with autocast:
+            # eager: batches of other sizes than training's are not worth compiling for
+            with autocast, torch.compiler.set_stance("force_eager"):
                 trained, held_out = (
                     fixed_losses(measured, data, items, draws=DRAWS)
                     for data, items in ((self.training_data, self.training), (self.data, self.items))

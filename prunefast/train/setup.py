@@ -23,6 +23,7 @@ from prunefast.select import Coreset
 from prunefast.stream import CoresetLoader, DynamicPruning
 from prunefast.stream.dali import import_dali
 from prunefast.stream.draw import make_draw
+from prunefast.train.blocks import compile_network
 from prunefast.train.captions import Remembered, TextCondition, make_text
 from prunefast.train.config import TrainConfig, read_class_weights, recipe
 from prunefast.train.ema import Ema, named_weights
@@ -387,11 +388,10 @@ def build_parts(plan: Plan) -> Parts:
     if sharded:
         from prunefast.train.sharded import ShardedUpdater, Shards, shard  # takes a second to import
 
-        shard(model.train(), device, blocks=not isinstance(model, ModuleNetwork))
+        shard(model.train(), device)
     else:
         model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    # one graph a patch size, each compiled when it first comes; dynamic shapes would give one slower graph for all
-    network: nn.Module = torch.compile(model, dynamic=False) if config.compile else model  # type: ignore[assignment]
+    network = compile_network(model) if config.compile else model
     pruning = None
     if config.dynamic_prune is not None:
         until = plan.recipe["dynamic_prune_until"]

@@ -27,30 +27,26 @@ from torch.distributed.tensor import DTensor, Shard
 from prunefast import distributed
 from prunefast.errors import InputError
 from prunefast.files import atomic_folder, explain_os_error
+from prunefast.train.blocks import blocks_of
 from prunefast.train.config import TrainConfig
 from prunefast.train.ema import local_part
 from prunefast.train.optim import Updater
 
 
-def shard(model: nn.Module, device: torch.device, *, blocks: bool) -> None:
-    """Cut the parameters of `model`, which lie on the CPU, over the ranks, in place; each part goes to `device`.
-
-    blocks: what stands in the model's module lists is gathered one after the other, not the whole network at once; each
-    must be called as a module.
+def shard(model: nn.Module, device: torch.device) -> None:
+    """Cut the parameters of `model`, which lie on the CPU, over the ranks, in place; each part goes to `device`. Blocks
+    are gathered one after the other, not the whole network at once.
     """
     for name, parameter in model.named_parameters():
         if parameter.ndim == 0:
             raise InputError(f'parallel: "fsdp" cannot cut {name}, which is a single number; take "ddp"')
         parameter.data = parameter.data.contiguous()
     mesh = init_device_mesh(device.type, (distributed.connect().size,))
-    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
-    units = [unit for units in lists for unit in units] if blocks else []
-    for unit in (*units, model):
-        if any(True for _ in unit.parameters()):
-            sharded: FSDPModule = fully_shard(unit, mesh=mesh)
-            # gradients are added, not averaged: micro-batches weigh by their share of the whole batch already
-            sharded.set_gradient_divide_factor(1.0)
-            sharded.set_force_sum_reduction_for_comms(True)  # gloo adds, and knows no factor
+    for unit in (*blocks_of(model), model):
+        sharded: FSDPModule = fully_shard(unit, mesh=mesh)
+        # gradients are added, not averaged: micro-batches weigh by their share of the whole batch already
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)  # gloo adds, and knows no factor
 
 
 class ShardedUpdater(Updater):

@@ -1,5 +1,6 @@
 """Patch Diffusion in the loop: counted truly, exact after every stop, plain training where p is 1."""
 
+import functools
 import itertools
 import json
 import os
@@ -22,6 +23,7 @@ from prunefast.select import Coreset
 from prunefast.stream import CoresetLoader
 from prunefast.train import TIMING_KEYS, TrainConfig, read_metrics, sample, train
 from prunefast.train import loop as training_loop
+from prunefast.train.blocks import blocks_of
 from prunefast.train.setup import build_parts, make_plan, open_inputs
 from prunefast.train.state import WEIGHT_FILES, find_checkpoint, load_tensors
 from prunefast.train.step import TrainingStep
@@ -216,26 +218,28 @@ def test_loss_of_the_paper_and_the_mean(data, make_config):
 
 
 def test_each_size_is_compiled_once(data, make_config, monkeypatch):
-    """Three sizes, three graphs, none of them dynamic, and no fourth when the sizes come again."""
+    """Three sizes, three sets of graphs, none of them dynamic, and no fourth when the sizes come again."""
     compiled = []
 
     def backend(graph, inputs):
         compiled.append(graph)
         return graph.forward
 
-    original = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model, **options: original(model, backend=backend, **options))
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     torch._dynamo.reset()
     network = {"width": 4, "channel_multipliers": [1, 1], "blocks": 1, "attention_levels": []}
     config = make_config(patch_p=0.3, compile=True, class_conditional=False, model_options=network)
     plan = make_plan(config, *open_inputs(config, data, None))
     parts = build_parts(plan)
     batch = next(iter(parts.loader))
+    counts = []
     for _ in range(3):
         for patch in plan.patches.patches:
             parts.step(batch, patch)
+            counts.append(len(compiled))
     torch._dynamo.reset()
-    assert len(compiled) == 3
+    assert counts == [counts[0] * min(n, 3) for n in range(1, 10)]
+    assert 0 < counts[0] <= len(blocks_of(parts.model))
 
 
 def test_sampling_is_told_the_coordinates(data, make_config):
