@@ -7,7 +7,7 @@ from torch import nn
 
 from prunefast.models.adapter import ModuleNetwork
 
-# Of one network, before torch gives up: a UNet has a score of different blocks, each at up to three patch sizes.
+# Before torch gives up on a network: a UNet has a score of different blocks, each at up to three patch sizes.
 _MOST_GRAPHS = 256
 
 
