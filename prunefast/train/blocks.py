@@ -12,8 +12,8 @@ _MOST_GRAPHS = 256
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """What stands in the module lists of `model` and has weights. None of a module of the user's, which may use parts of
-    its blocks without calling them.
+    """What stands in the module lists of `model` and has weights. None of a module of the user's, which may use parts
+    of its blocks without calling them.
     """
     if isinstance(model, ModuleNetwork):
         return []
