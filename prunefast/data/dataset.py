@@ -308,26 +308,25 @@ class ImageDataset:
         costs as much as copying 12 KB.
         """
         row_bytes = math.prod(self.row_shape) * self.row_dtype.itemsize
-        least = max(
-            min(_CALL_BYTES // row_bytes, _CALL_ROWS), 1
-        )  # rows a buffer has room for, so that all are of one size
+        # of a buffer, so that all are of one size; a batch that has more has one of its own
+        rows = max(min(_CALL_BYTES // row_bytes, _CALL_ROWS), 1)
         waiting: deque[list[np.ndarray]] = deque()
         cold = self._disk.was_read()
 
         def first(ahead: list[np.ndarray] | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             group = waiting.popleft()
             items = np.concatenate(group)
-            out = buffers.take((max(len(items), least), *self.row_shape), self.row_dtype)[: len(items)]
+            out = buffers.take((max(len(items), rows), *self.row_shape), self.row_dtype)[: len(items)]
             count = min(threads, 1 + out.nbytes // _THREAD_BYTES)
             announced = None if ahead is None else np.concatenate(ahead)
             try:
                 self._read_rows(items, out.reshape(len(items), -1), count, announced)
             except InputError:
                 return self._one_by_one(group, buffers, replace)
-            ends = np.cumsum([len(items) for items in group]).tolist()
-            return ((items, out[end - len(items) : end]) for items, end in zip(group, ends, strict=True))
+            ends = np.cumsum([len(batch) for batch in group]).tolist()
+            return ((batch, out[end - len(batch) : end]) for batch, end in zip(group, ends, strict=True))
 
-        for group in _groups(map(self._checked, parts), least):
+        for group in _groups(map(self._checked, parts), rows):
             waiting.append(group)
             done: Iterator[tuple[np.ndarray, np.ndarray]] = iter(())
             if len(waiting) > _CALLS_AHEAD:

@@ -207,11 +207,8 @@ for number, batch in enumerate(loader):
 """
 
 
-@pytest.mark.parametrize("placement", ["memory", "disk"])
-def test_ctrl_c_ends_within_a_second(folder, tmp_path, placement):
-    process = run(
-        INTERRUPTED, folder, tmp_path / "cache", placement, env={**os.environ, "PRUNEFAST_CACHE": str(tmp_path)}
-    )
+def interrupt(process):
+    """A Ctrl-C once the process has begun: what it says at its end, and the seconds that takes, on an idle machine."""
     assert process.stdout.readline() == "begun\n"
     time.sleep(0.1)
     pressed = time.perf_counter()
@@ -220,10 +217,18 @@ def test_ctrl_c_ends_within_a_second(folder, tmp_path, placement):
     waited = time.perf_counter() - pressed
     assert process.returncode == -signal.SIGINT
     assert err.splitlines()[-1] == "KeyboardInterrupt"
+    return err, waited / max(os.getloadavg()[0] / (os.cpu_count() or 1), 1.0)
+
+
+@pytest.mark.parametrize("placement", ["memory", "disk"])
+def test_ctrl_c_ends_within_a_second(folder, tmp_path, placement):
+    process = run(
+        INTERRUPTED, folder, tmp_path / "cache", placement, env={**os.environ, "PRUNEFAST_CACHE": str(tmp_path)}
+    )
+    err, waited = interrupt(process)
     assert "Exception in thread" not in err
     assert "Exception ignored" not in err
-    busy = max(os.getloadavg()[0] / (os.cpu_count() or 1), 1.0)  # of a machine that others use too
-    assert waited < 1.0 * busy
+    assert waited < 1.0
 
 
 # --- code of users ---
@@ -254,17 +259,9 @@ for batch in loader: pass
 
 @pytest.mark.parametrize("where", ["opening", "memory", "disk"])
 def test_ctrl_c_does_not_wait_for_a_source_that_hangs(tmp_path, where):
-    process = run(BLOCKED, where)
-    assert process.stdout.readline() == "begun\n"
-    time.sleep(0.1)
-    pressed = time.perf_counter()
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    waited = time.perf_counter() - pressed
-    assert process.returncode == -signal.SIGINT
-    assert err.splitlines()[-1] == "KeyboardInterrupt"
+    err, waited = interrupt(run(BLOCKED, where))
     assert "Exception" not in err
-    assert waited < 1.0 * max(os.getloadavg()[0] / (os.cpu_count() or 1), 1.0)
+    assert waited < 1.0
 
 
 def test_an_iteration_is_closed_while_a_source_hangs(make_coreset):

@@ -1,6 +1,7 @@
 """A data set of 8 x 8 images and a network of a few thousand weights: a training step takes a few milliseconds."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +61,18 @@ def make_config(tmp_path: Path) -> Callable[..., TrainConfig]:
         return TrainConfig(**{**defaults, **values})
 
     return make
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """The graphs that torch.compile makes, run by torch's own operators."""
+    compiled: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    torch._dynamo.reset()
+    yield compiled
+    torch._dynamo.reset()

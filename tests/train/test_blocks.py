@@ -1,29 +1,11 @@
 """Networks compiled block by block: what shares a graph, what is left alone, the same numbers."""
 
-import functools
-
-import pytest
 import torch
 from torch import nn
 
 from prunefast.models import ModuleNetwork, build_model
 from prunefast.train import train
 from prunefast.train.blocks import blocks_of, compile_network
-
-
-@pytest.fixture
-def graphs(monkeypatch):
-    """The graphs that are compiled, run by torch's own operators."""
-    compiled = []
-
-    def backend(graph, inputs):
-        compiled.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
-    torch._dynamo.reset()
-    yield compiled
-    torch._dynamo.reset()
 
 
 def answer(network, size=16):

@@ -1,6 +1,5 @@
 """Patch Diffusion in the loop: counted truly, exact after every stop, plain training where p is 1."""
 
-import functools
 import itertools
 import json
 import os
@@ -217,16 +216,8 @@ def test_loss_of_the_paper_and_the_mean(data, make_config):
         assert values["sum"][level] == pytest.approx(values["mean"][level] * 0.25**level, rel=1e-6)
 
 
-def test_each_size_is_compiled_once(data, make_config, monkeypatch):
+def test_each_size_is_compiled_once(data, make_config, graphs):
     """Three sizes, three sets of graphs, none of them dynamic, and no fourth when the sizes come again."""
-    compiled = []
-
-    def backend(graph, inputs):
-        compiled.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
-    torch._dynamo.reset()
     network = {"width": 4, "channel_multipliers": [1, 1], "blocks": 1, "attention_levels": []}
     config = make_config(patch_p=0.3, compile=True, class_conditional=False, model_options=network)
     plan = make_plan(config, *open_inputs(config, data, None))
@@ -236,8 +227,7 @@ def test_each_size_is_compiled_once(data, make_config, monkeypatch):
     for _ in range(3):
         for patch in plan.patches.patches:
             parts.step(batch, patch)
-            counts.append(len(compiled))
-    torch._dynamo.reset()
+            counts.append(len(graphs))
     assert counts == [counts[0] * min(n, 3) for n in range(1, 10)]
     assert 0 < counts[0] <= len(blocks_of(parts.model))
 
