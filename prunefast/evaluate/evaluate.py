@@ -276,7 +276,8 @@ def _denoising_gap(
             fixed_losses(model.measured, images, part, seed=seed, bar=bar)
             for images, part in ((model.data, kept.indices[picked[0]]), (data, rows[picked[1]]))
         ]
-    values["denoising_gap"] = gap_of(*losses).as_dict()
+    chosen_by_chance = isinstance(described, dict) or held_out is not None or kept.manifest.get("method") == "random"
+    values["denoising_gap"] = {**gap_of(*losses).as_dict(), "comparable": chosen_by_chance}
     protocol["denoising_gap"] = {
         "checkpoint": model.digest,
         "weights": "EMA",

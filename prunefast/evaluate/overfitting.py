@@ -17,6 +17,8 @@ def overfitting_signs(metrics: dict[str, Any], samples: int, training_images: in
     samples, training_images: how many there were; chance is larger where either are few.
     """
     memory, gap = metrics.get("memorisation"), metrics.get("denoising_gap")
+    if gap is not None and not gap.get("comparable", True):
+        gap = None  # what a score left out is harder by itself, or easier
     if memory is None and gap is None:
         return None
     signs = []

@@ -74,14 +74,15 @@ def metric_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
             note = "farther from training images than half of those are from each other; about 50% is natural"
             rows.append(("novelty", f"{memory['novelty']:.1%}", note))
     gap = metrics.get("denoising_gap")
+    comparable = isinstance(gap, dict) and gap.get("comparable", True)
     if isinstance(gap, dict):
-        note = f"held-out loss {gap['held_out']:.4g} - training loss {gap['training']:.4g}; 0 without overfitting"
+        note = f"held-out loss {gap['held_out']:.4g} - training loss {gap['training']:.4g}; "
+        note += "0 without overfitting" if comparable else "no sign: what a selection left out may be harder by itself"
         rows.append(("denoising gap", _with_spread(gap["gap"], gap["standard_error"]), note))
     found = metrics.get("overfitting")
     if isinstance(found, dict):
-        rows.append(
-            ("overfitting", "suspected" if found.get("suspected") else "no sign", "by near-copies and denoising gap")
-        )
+        looked_at = " and ".join(["near-copies"] * ("memorisation" in metrics) + ["denoising gap"] * comparable)
+        rows.append(("overfitting", "suspected" if found.get("suspected") else "no sign", f"by {looked_at}"))
     counts = metrics.get("class_counts")
     if isinstance(counts, dict) and counts:
         sizes = [count for count in counts.values() if isinstance(count, int)]

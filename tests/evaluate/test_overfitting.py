@@ -15,6 +15,7 @@ from prunefast.errors import InputError
 from prunefast.evaluate import evaluate, memorisation, vendi_score
 from prunefast.evaluate.gap import Measured, fixed_losses, gap_of
 from prunefast.evaluate.overfitting import overfitting_signs
+from prunefast.select import Coreset
 
 
 def vendi_by_definition(x):
@@ -155,6 +156,23 @@ def test_a_model_that_learned_by_heart_is_warned_of(learned, tmp_path, capsys):
     stored = json.loads((tmp_path / "metrics.json").read_text())
     assert stored["metrics"]["overfitting"] == result.metrics["overfitting"]
     assert stored["protocol"]["denoising_gap"]["held_out"] == "left out by random"
+
+
+def test_images_that_a_score_left_out_are_no_sign(learned, tmp_path):
+    """Harder by themselves: a gap without overfitting, which is printed and not warned of."""
+    folder, data, coreset = learned
+    scored = Coreset.from_indices(data, coreset.indices, manifest={"method": "gaussian"})
+    samples = data.images(coreset.dropped)  # of which none is a copy
+    by_score = evaluate(samples, data, coreset=scored, checkpoint=folder, metrics=["denoising_gap"])
+    assert by_score.metrics["denoising_gap"]["held_out"] > 1.05 * by_score.metrics["denoising_gap"]["training"]
+    assert not by_score.metrics["denoising_gap"]["comparable"]
+    assert "overfitting" not in by_score.metrics
+    assert "harder by itself" in str(by_score)
+    with_copies = evaluate(samples, data, coreset=scored, checkpoint=folder)
+    assert with_copies.metrics["overfitting"] == {"suspected": False, "signs": []}
+    assert "by near-copies\n" in str(with_copies)
+    given = evaluate(samples, data, coreset=scored, checkpoint=folder, held_out=data, metrics=["denoising_gap"])
+    assert given.metrics["denoising_gap"]["comparable"]
 
 
 def test_an_untrained_model_has_no_gap(learned, tmp_path):
